@@ -25,7 +25,7 @@ class LiveMemory:
     bytes_at: Mapping[str, int]
     """Live bytes while each node runs, in running order."""
     lifetimes: Mapping[str, tuple[int, int, int]]
-    """Each value's first step, last step and bytes; steps count nodes in running order."""
+    """Each value's first step, last step and bytes; steps count nodes in running order, an output's last is one beyond."""
 
 
 def live_memory(
@@ -52,7 +52,7 @@ def live_memory(
         for name in graph.activations(node):
             last[name] = step
     for name in graph.outputs:
-        last[name] = len(nodes) - 1
+        last[name] = len(nodes)  # outlives the last node, so nothing may be computed over it
 
     storage: dict[str, int] = {name: index for index, name in enumerate(graph.inputs)}
     ends: dict[int, int] = {storage[name]: last[name] for name in graph.inputs}  # last step that reads the storage
