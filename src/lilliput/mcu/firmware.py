@@ -1,0 +1,265 @@
+"""An emitted project, and what a run of it gives: the output bytes and a receipt of what they took."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int8, Int64
+
+from lilliput.errors import ConfigError, DataError, ToolchainError
+from lilliput.mcu.boards import BOARDS, PORT, Board, find_board, linker_script
+from lilliput.mcu.elf import image_sizes, variable_bytes
+from lilliput.mcu.emulator import emulate
+from lilliput.mcu.image import Image, build_image
+from lilliput.mcu.toolchain import Toolchain, find_toolchain
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Receipt:
+    """Output of a run and what it took, measured on the image that ran. Figures that a host cannot give are ``None``."""
+
+    output: Int8[np.ndarray, "inferences *output"]
+    board: str
+    toolchain: str
+    """Its name, and the compiler and emulator with their versions."""
+    counted_on: str
+    """How the instructions were counted, in words."""
+    inferences: int
+    instructions: float | None
+    """Of the guest processor, for one inference, mean over all. Not cycles, not milliseconds."""
+    instructions_each: Int64[np.ndarray, " inferences"] | None
+    resolution_instructions: int | None
+    """How far each count may be from the truth; 0 is exact."""
+    arena_bytes: int | None
+    scratch_bytes: int | None
+    stack_bytes: int | None
+    """High-water mark of the painted stack: the model, the main program and start-up together."""
+    data_bytes: int | None
+    bss_bytes: int | None
+    """``.data`` and ``.bss`` together; arena and scratch are inside."""
+    sram_bytes: int | None
+    """All memory in use: data, bss and the painted stack."""
+    flash_bytes: int | None
+    """As linked: vectors, code, constants and the image of ``.data``."""
+    flash_parts: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Flash by origin: weights, kernels, model, runtime, other. Sums to ``flash_bytes``."""
+    flash_symbols: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Flash by function or constant, largest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Firmware:
+    """An emitted C project, with the budget its images are linked to."""
+
+    directory: Path
+    name: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    sram_bytes: int | None = None
+    """Limit that the linker enforces on every board; ``None`` is the board's own size."""
+    flash_bytes: int | None = None
+
+    def build(self, board: str = "mps2-an386", toolchain: str = "auto", *, sanitize: bool = False) -> Image:
+        """Compile and link for a board without running; :meth:`run` does it when needed.
+
+        Raises:
+            BudgetError: the image does not fit the budget or the board.
+        """
+        target, tools = _target(board, toolchain, sanitize)
+        return self._image(target, tools, sanitize)
+
+    def run(
+        self,
+        x: Any,
+        board: str = "mps2-an386",
+        toolchain: str = "auto",
+        *,
+        sanitize: bool = False,
+        timeout_seconds: float = 300.0,
+    ) -> Receipt:
+        """Run int8 inputs through the firmware.
+
+        Args:
+            x: int8 codes, of the input shape or (inferences, *input shape).
+            board: where to; ``host`` runs the same C natively.
+            toolchain: ``auto``, or one by name, as ``gcc-qemu`` or ``zig-unicorn``.
+            sanitize: host only; undefined behaviour in the C code ends the run with a ToolchainError.
+            timeout_seconds: for all inputs together.
+        Raises:
+            DataError: x has another shape or dtype.
+            BudgetError: the image does not fit the budget or the board.
+            ToolchainError: no toolchain, or the image did not run to its end.
+        """
+        codes = self._codes(x)
+        target, tools = _target(board, toolchain, sanitize)
+        image = self._image(target, tools, sanitize)
+        if target.is_host:
+            return self._run_on_host(codes, image, tools, timeout_seconds, sanitize)
+        done = emulate(
+            image.path, target, tools.emulator, codes.tobytes(), inferences=len(codes), timeout_seconds=timeout_seconds
+        )
+        sizes = image_sizes(image.path, image.objects, target.flash_origin)
+        exact = "exact, every block of the guest's code counted"
+        by_timer = f"SysTick under -icount shift=0, to within {done.resolution_instructions} instructions"
+        return Receipt(
+            output=self._outputs(done.output, len(codes)),
+            board=target.name,
+            toolchain=str(tools),
+            counted_on=f"{target.cpu} of {target.name} emulated by {tools.emulator}: "
+            f"{by_timer if done.resolution_instructions else exact}",
+            inferences=len(codes),
+            instructions=float(done.instructions_each.mean()),
+            instructions_each=done.instructions_each,
+            resolution_instructions=done.resolution_instructions,
+            arena_bytes=sizes.arena_bytes,
+            scratch_bytes=sizes.scratch_bytes,
+            stack_bytes=done.stack_bytes,
+            data_bytes=sizes.data_bytes,
+            bss_bytes=sizes.bss_bytes,
+            sram_bytes=sizes.bss_bytes + done.stack_bytes,
+            flash_bytes=sizes.flash_bytes,
+            flash_parts=MappingProxyType(dict(sizes.flash_parts)),
+            flash_symbols=MappingProxyType(dict(sizes.flash_symbols)),
+        )
+
+    def _image(self, board: Board, toolchain: Toolchain, sanitize: bool) -> Image:
+        return build_image(
+            Path(self.directory),
+            board,
+            toolchain,
+            sram_bytes=self.sram_bytes,
+            flash_bytes=self.flash_bytes,
+            sanitize=sanitize,
+        )
+
+    def _codes(self, x: Any) -> Int8[np.ndarray, "..."]:
+        expected = f"firmware '{self.name}' takes int8 codes of shape {self.input_shape} or (n, {str(self.input_shape)[1:]}"
+        codes = np.asarray(x)
+        if codes.dtype != np.int8:
+            raise DataError(f"{expected}; got {codes.dtype}; quantize real values with the input's scale and zero point first")
+        if codes.shape == self.input_shape:
+            codes = codes[None]
+        if codes.shape[1:] != self.input_shape or codes.ndim != len(self.input_shape) + 1:
+            raise DataError(f"{expected}; got shape {codes.shape}")
+        if len(codes) == 0:
+            raise DataError(f"{expected}; got no input at all (n=0)")
+        return np.ascontiguousarray(codes)
+
+    def _outputs(self, output: bytes, inferences: int) -> Int8[np.ndarray, "..."]:
+        expected = inferences * prod(self.output_shape)
+        if len(output) != expected:
+            raise ToolchainError(
+                f"firmware '{self.name}' wrote {len(output):,} bytes of output for {inferences} inferences, not {expected:,}; "
+                f"LL_MODEL_OUTPUT_BYTES of its model.h must be {prod(self.output_shape)}"
+            )
+        return np.frombuffer(output, np.int8).reshape(inferences, *self.output_shape)
+
+    def _run_on_host(
+        self, codes: np.ndarray, image: Image, toolchain: Toolchain, timeout_seconds: float, sanitize: bool
+    ) -> Receipt:
+        where = f"firmware '{self.name}' on the host ({toolchain.compiler})"
+        environment = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", "ASAN_OPTIONS": "detect_leaks=0"}
+        try:
+            done = subprocess.run(
+                [str(image.path.resolve())],
+                input=codes.tobytes(),
+                capture_output=True,
+                timeout=timeout_seconds,
+                env=environment,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ToolchainError(
+                f"{where} did not end within {timeout_seconds:g} seconds; "
+                "the code may loop for ever, or try fewer inputs or a larger timeout_seconds"
+            ) from error
+        except OSError as error:
+            raise ToolchainError(f"{where} could not be started: {error}") from error
+        if done.returncode != 0:
+            text = done.stderr.decode(errors="replace").strip()
+            hint = "" if sanitize else "; try sanitize=True to find the line"
+            raise ToolchainError(f"{where} {_ending(done.returncode)}: {_sanitizer_line(text) or 'no message'}{hint}")
+        variables = variable_bytes(image.path, ("ll_arena", "ll_scratch")) or {}
+        return Receipt(
+            output=self._outputs(done.stdout, len(codes)),
+            board="host",
+            toolchain=str(toolchain).replace(", native)", ")"),
+            counted_on="not counted: the host runs the code natively; run a board for instructions, stack and flash",
+            inferences=len(codes),
+            instructions=None,
+            instructions_each=None,
+            resolution_instructions=None,
+            arena_bytes=variables.get("ll_arena"),
+            scratch_bytes=variables.get("ll_scratch"),
+            stack_bytes=None,
+            data_bytes=None,
+            bss_bytes=None,
+            sram_bytes=None,
+            flash_bytes=None,
+        )
+
+
+def write_port(
+    directory: Path,
+    *,
+    name: str,
+    board: str = "mps2-an386",
+    sram_bytes: int | None = None,
+    flash_bytes: int | None = None,
+) -> None:
+    """Write what an emitted project needs besides the model: ``port/``, ``link/*.ld`` for every board, and the Makefile.
+
+    Args:
+        directory: the project; made if it is not there.
+        name: of the project, for the Makefile's messages.
+        board: the one that plain ``make`` builds for.
+        sram_bytes, flash_bytes: the budget written into the linker scripts.
+    """
+    default = find_board(board)
+    shutil.copytree(Path(str(PORT)), directory / "port", dirs_exist_ok=True, ignore=shutil.ignore_patterns("board.ld", "Makefile"))
+    (directory / "link").mkdir(exist_ok=True)
+    chips = [chip for chip in BOARDS.values() if not chip.is_host]
+    for chip in chips:
+        script = linker_script(chip, sram_bytes=sram_bytes, flash_bytes=flash_bytes)
+        (directory / "link" / f"{chip.name}.ld").write_text(script)
+    values = {
+        "NAME": name,
+        "BOARD": "mps2-an386" if default.is_host else default.name,
+        "BOARDS": " ".join(chip.name for chip in chips),
+        "FLAGS": _per_board(chips, "FLAGS", lambda chip: " ".join(chip.gcc_flags)),
+        "MACHINES": _per_board(chips, "MACHINE", lambda chip: chip.qemu_machine),
+        "RATES": _per_board(chips, "INSTRUCTIONS_PER_TICK", lambda chip: str(chip.instructions_per_tick)),
+    }
+    text = (PORT / "Makefile").read_text()
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", value)
+    (directory / "Makefile").write_text(text)
+
+
+def _per_board(chips: Sequence[Board], variable: str, value: Any) -> str:
+    return "\n".join(f"{variable}_{chip.name} = {value(chip)}" for chip in chips)
+
+
+def _target(board: str, toolchain: str, sanitize: bool) -> tuple[Board, Toolchain]:
+    target = find_board(board)
+    if sanitize and not target.is_host:
+        raise ConfigError(f"sanitize=True for board {board!r}: only the host has a sanitizer; try board='host'")
+    return target, find_toolchain(target, toolchain)
+
+
+def _ending(status: int) -> str:
+    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+def _sanitizer_line(text: str) -> str:
+    """The line that says what happened; sanitizers print pages around it."""
+    lines = text.splitlines()
+    return next((line.strip() for line in lines if "runtime error:" in line or "ERROR: " in line), lines[-1].strip() if lines else "")

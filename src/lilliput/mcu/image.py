@@ -1,0 +1,194 @@
+"""Compile and link an emitted project for one board, once: the result is kept in ``DIR/build`` under a hash of all that went into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from lilliput.errors import BudgetError, DataError, ToolchainError
+from lilliput.mcu.boards import Board, linker_script
+from lilliput.mcu.toolchain import Tool, Toolchain
+
+COMMON_FLAGS = ("-std=c99", "-O3", "-Wall", "-Wextra", "-Werror", "-fno-math-errno", "-I.", "-Inn", "-Iport")
+TARGET_FLAGS = (
+    "-ffreestanding",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-fno-common",
+    "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables",
+    "-Iport/freestanding",
+)
+UNDEFINED_FLAGS = ("-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A linked project: an ELF image for a board, or a program for the host."""
+
+    path: Path
+    objects: Mapping[str, list[Path]]
+    """The object files by part: weights, kernels, model, runtime."""
+
+
+def build_image(
+    directory: Path,
+    board: Board,
+    toolchain: Toolchain,
+    *,
+    sram_bytes: int | None = None,
+    flash_bytes: int | None = None,
+    sanitize: bool = False,
+) -> Image:
+    """Compile and link the project in a directory, or find that it already is.
+
+    Args:
+        directory: an emitted project.
+        sram_bytes, flash_bytes: limits that the linker holds the image to; ``None`` is the board's own size.
+        sanitize: host only; undefined behaviour (and, where the compiler is GCC or Clang, an access outside an array) ends the run.
+    Raises:
+        BudgetError: the image does not fit; the message says which memory and by how many bytes.
+        ToolchainError: the compiler or linker refuses; the message holds its first error.
+        DataError: the directory holds no emitted project.
+    """
+    sources = _sources(directory, board)
+    compiler = toolchain.compiler
+    compile_flags, link_flags = _flags(board, compiler, sanitize)
+    script = "" if board.is_host else linker_script(board, sram_bytes=sram_bytes, flash_bytes=flash_bytes)
+    key = _key(directory, [*compile_flags, *link_flags, str(compiler), *compiler.command, script])
+    home = directory / "build" / f"{board.name}-{compiler.name}{'-sanitize' if sanitize else ''}"
+    objects = {part: [home / _object_name(path) for path in paths] for part, paths in sources.items()}
+    image = Image(home / ("image.elf" if not board.is_host else "image"), objects)
+    record = home / "key.json"
+    if record.exists() and image.path.exists() and json.loads(record.read_text()) == key:
+        return image
+    partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _compile(directory, partial, sources, [*compiler.c_command, *compile_flags], f"board {board.name} ({toolchain})")
+        if script:
+            (partial / "board.ld").write_text(script)
+        _link(directory, partial, image.path.name, sources, [*compiler.c_command, *link_flags], board, toolchain)
+        (partial / "key.json").write_text(json.dumps(key))
+        shutil.rmtree(home, ignore_errors=True)
+        partial.rename(home)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return image
+
+
+def _sources(directory: Path, board: Board) -> dict[str, list[Path]]:
+    port = ["host_main.c"] if board.is_host else ["startup.c", "semihosting.c", "libc.c", "main.c"]
+    sources = {
+        "weights": [Path("weights.c")],
+        "model": [Path("model.c")],
+        "kernels": sorted(path.relative_to(directory) for path in (directory / "nn").glob("*.c")),
+        "runtime": [Path("port") / name for name in port],
+    }
+    missing = [str(path) for paths in sources.values() for path in paths if not (directory / path).is_file()]
+    if missing:
+        raise DataError(f"{directory} is not an emitted project: it has no {', '.join(missing)}; write one with Plan.emit_c")
+    return sources
+
+
+def _flags(board: Board, compiler: Tool, sanitize: bool) -> tuple[list[str], list[str]]:
+    """For compiling one file, and for linking them all."""
+    if board.is_host:
+        checks = [*UNDEFINED_FLAGS, *(["-fsanitize=address"] if compiler.name == "cc" else [])] if sanitize else []
+        if compiler.name == "zig" and not sanitize:
+            checks = ["-fno-sanitize=all"]
+        return [*COMMON_FLAGS, *checks], checks
+    if compiler.name == "gcc":
+        return (
+            [*COMMON_FLAGS, *TARGET_FLAGS, *board.gcc_flags],
+            [*board.gcc_flags, "-nostdlib", "-Wl,--gc-sections", "-Wl,--fatal-warnings", "-lgcc"],
+        )
+    return (
+        [*COMMON_FLAGS, *TARGET_FLAGS, *board.zig_flags, "-fno-sanitize=all"],
+        [*board.zig_flags, "-nostdlib", "-fno-sanitize=all", "-Wl,--gc-sections"],
+    )
+
+
+def _key(directory: Path, settings: list[str]) -> dict[str, str]:
+    """What a build depends on: every source and header, the flags, the linker script, the compiler's version."""
+    names = sorted(path for pattern in ("*.[ch]", "nn/*.[ch]", "port/**/*.[ch]") for path in directory.glob(pattern))
+    key = {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+    return {**key, "settings": hashlib.sha256("\0".join(settings).encode()).hexdigest()}
+
+
+def _object_name(source: Path) -> str:
+    return "_".join(source.with_suffix(".o").parts)
+
+
+def _compile(directory: Path, partial: Path, sources: Mapping[str, list[Path]], command: list[str], where: str) -> None:
+    def one(source: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        output = partial.resolve() / _object_name(source)
+        # Run in the project with relative names: nothing of this computer's paths ends up in an image.
+        return source, _call([*command, "-c", str(source), "-o", str(output)], directory)
+
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        for source, done in pool.map(one, [path for paths in sources.values() for path in paths]):
+            if done.returncode != 0:
+                raise ToolchainError(f"{directory / source} does not compile for {where}: {_first_error(done.stderr)}")
+
+
+def _link(
+    directory: Path,
+    partial: Path,
+    name: str,
+    sources: Mapping[str, list[Path]],
+    command: list[str],
+    board: Board,
+    toolchain: Toolchain,
+) -> None:
+    objects = [_object_name(path) for paths in sources.values() for path in paths]
+    libraries = [flag for flag in command if flag.startswith("-l")]
+    arguments = [flag for flag in command if not flag.startswith("-l")]
+    if not board.is_host:
+        arguments += ["-T", "board.ld"]
+        if toolchain.compiler.name == "gcc":
+            arguments.append("-Wl,-Map=image.map")
+    done = _call([*arguments, *objects, *libraries, "-o", name], partial)
+    if done.returncode == 0:
+        return
+    lines = [line.strip() for line in done.stderr.splitlines() if "overflowed by" in line]
+    # GNU: region `RAM' overflowed by 8 bytes. LLVM: section '.bss' will not fit in region 'RAM': overflowed by 8 bytes.
+    over = [(int(m[2]), m[1], line) for line in lines if (m := re.search(r"region [`'](\w+)'.*overflowed by (\d+) bytes", line))]
+    if not over:
+        raise ToolchainError(f"{directory} does not link for board {board.name} ({toolchain}): {_first_error(done.stderr)}")
+    script = (partial / "board.ld").read_text()
+    told = []
+    for region in dict.fromkeys(region for _, region, _ in over):
+        excess, _, line = max(row for row in over if row[1] == region)
+        length = re.search(rf"{region}\s.*LENGTH = (\d+)", script)
+        limit = int(length[1]) if length else 0
+        memory, own = ("sram", board.sram_bytes) if region == "RAM" else ("flash", board.flash_bytes)
+        whose = f"all that {board.name} has" if limit >= own // 8 * 8 else f"the budget; {board.name} has {own:,}"
+        told.append(
+            f"{memory} is {excess:,} bytes short: needs {limit + excess:,} bytes, limit {limit:,} ({whose}); linker: {line.split(': ', 1)[-1]}"
+        )
+    raise BudgetError(
+        f"{directory.name} does not fit board {board.name} ({toolchain}): {'; '.join(told)}; "
+        "raise the limit, choose a larger board, or a smaller network"
+    )
+
+
+def _call(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, cwd=directory, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise ToolchainError(f"{command[0]} could not be started: {error}") from error
+
+
+def _first_error(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower() or "undefined" in line), lines[-1] if lines else "no message")

@@ -1,0 +1,31 @@
+/* Runs every input of input.bin through the model, writes output.bin, and what each run took to stats.bin. */
+#include "model.h"
+#include "port.h"
+#include "semihosting.h"
+
+int main(void) {
+    const int input = ll_open("input.bin", LL_READ_BINARY);
+    const int32_t input_bytes = input < 0 ? -1 : ll_file_bytes(input);
+    if (input_bytes <= 0 || (uint32_t)input_bytes % LL_MODEL_INPUT_BYTES != 0) return LL_EXIT_INPUT;
+    const int output = ll_open("output.bin", LL_WRITE_BINARY);
+    const int stats = ll_open("stats.bin", LL_WRITE_BINARY);
+    if (output < 0 || stats < 0) return LL_EXIT_OUTPUT;
+
+    const uint32_t inferences = (uint32_t)input_bytes / LL_MODEL_INPUT_BYTES;
+    for (uint32_t inference = 0; inference < inferences; inference++) {
+        if (!ll_read(input, ll_model_input(), LL_MODEL_INPUT_BYTES)) return LL_EXIT_INPUT;
+        const uint64_t start = ll_ticks();
+        ll_call_model();
+        const uint64_t ticks = ll_ticks() - start;
+        if (!ll_stack_guard_is_whole()) return LL_EXIT_STACK_OVERRUN;
+        if (!ll_write(output, ll_model_output(), LL_MODEL_OUTPUT_BYTES) || !ll_write(stats, &ticks, sizeof ticks))
+            return LL_EXIT_OUTPUT;
+    }
+    const uint32_t trailer[4] = {LL_STATS_MAGIC, inferences, ll_stack_high_water_bytes(),
+                                 (uint32_t)ll_stack_top - (uint32_t)ll_stack_bottom};
+    if (!ll_write(stats, trailer, sizeof trailer)) return LL_EXIT_OUTPUT;
+    ll_close(stats);
+    ll_close(output);
+    ll_close(input);
+    return LL_EXIT_OK;
+}

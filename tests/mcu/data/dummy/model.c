@@ -1,0 +1,66 @@
+#include "model.h"
+
+#include <string.h>
+
+#include "ll_nn.h"
+
+extern const int8_t ll_weights[64];
+
+int8_t ll_arena[LL_MODEL_ARENA_BYTES];
+int8_t ll_scratch[LL_MODEL_SCRATCH_BYTES];
+static uint32_t runs = 1; /* something for .data */
+
+int8_t *ll_model_input(void) { return ll_arena; }
+const int8_t *ll_model_output(void) { return ll_arena + 32; }
+
+/* If x[1] is 85, x[0] chooses a way to misbehave and x[4..7] says how much. */
+enum { UNDEFINED = 1, JUMP, LOAD, LOOP, SPIN, RECURSE, FLOAT, OVERFLOW, OUTSIDE, WIDE };
+
+#ifdef __arm__
+static void spin(uint32_t count) { /* exactly 2 * count instructions */
+    __asm__ volatile("1: subs %0, %0, #1\n\tbne 1b" : "+r"(count)::"cc");
+}
+#endif
+
+static __attribute__((noinline)) uint32_t recurse(uint32_t depth) {
+    volatile uint32_t frame[8];
+    for (uint32_t i = 0; i < 8; i++) frame[i] = depth;
+    if (depth == 0) return 0;
+    return recurse(depth - 1) + frame[depth & 7u];
+}
+
+static void misbehave(int scenario, uint32_t amount) {
+    volatile int32_t number = INT32_MAX;
+    volatile uint32_t index = amount;
+    switch (scenario) {
+#ifdef __arm__
+    case UNDEFINED: __asm__ volatile("udf #7"); break;
+    case JUMP: __asm__ volatile("bx %0" ::"r"(amount)); break;
+    case LOAD: (void)*(volatile uint32_t *)amount; break;
+    case SPIN: spin(amount); break;
+    case FLOAT: __asm__ volatile("vmov s0, %0\n\tvadd.f32 s0, s0, s0" ::"r"(amount) : "s0"); break;
+    case WIDE: { /* 64-bit division: a call into the compiler's own library */
+        volatile uint64_t wide = amount;
+        ll_arena[40] = (int8_t)(wide / 3u);
+        break;
+    }
+#endif
+    case LOOP:
+        for (volatile uint32_t i = 0;; i++) {}
+    case RECURSE: runs += recurse(amount) & 0u; break;
+    case OVERFLOW: ll_arena[40] = (int8_t)(number + (int32_t)amount); break;
+    case OUTSIDE: ll_arena[index] = 1; break;
+    default: break;
+    }
+}
+
+void ll_model_run(void) {
+    if (ll_arena[1] == 85) {
+        uint32_t amount;
+        memcpy(&amount, ll_arena + 4, sizeof amount);
+        misbehave(ll_arena[0], amount);
+    }
+    memset(ll_scratch, 0, sizeof ll_scratch);
+    ll_dot(ll_arena, ll_weights, ll_arena + 32, 4, 16);
+    runs++;
+}
