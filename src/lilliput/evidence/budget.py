@@ -105,7 +105,9 @@ class Cost:
     def excess(self, budget: Budget) -> dict[str, tuple[int, int]]:
         """Each ceiling that is broken: name -> (cost, ceiling); empty when all hold."""
         pairs = {f.name: (getattr(self, f.name), getattr(budget, f.name)) for f in fields(budget)}
-        return {name: (cost, ceiling) for name, (cost, ceiling) in pairs.items() if ceiling is not None and cost > ceiling}
+        return {
+            name: (cost, ceiling) for name, (cost, ceiling) in pairs.items() if ceiling is not None and cost > ceiling
+        }
 
     def __le__(self, budget: Budget) -> bool:
         return not self.excess(budget)
