@@ -79,7 +79,7 @@ def test_small_sets_with_ties_are_as_low_as_an_exhaustive_search_finds() -> None
         rng = random.Random(seed)
         blocks, tied = [], []
         for index in range(rng.randint(2, 4)):
-            start, size = rng.randint(0, 4), rng.randint(1, 9)
+            start, size = rng.randint(0, 3), rng.randint(1, 6)
             middle = start + rng.randint(1, 3)
             blocks.append(Block(f"b{index}", size, start, middle))
             if rng.random() < 0.5:  # written over by something not larger

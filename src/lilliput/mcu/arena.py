@@ -302,25 +302,30 @@ def _improve(items: _Items, best: list[int], effort: int, rng: random.Random) ->
     """
     descent = items.count**2 + sum(len(crowd) ** 2 for crowd in items.crowds)  # one way down without a wrong turn
     patience = min(effort // 8, 3 * descent)
-    target = items.bound
-    for share in (effort // 2, effort // 8, effort // 8):
-        if items.height(best) <= target:
-            break
-        for attempt in range(max(1, share // patience)):
+    lowest = target = items.bound
+    while lowest < items.height(best) and effort > patience:
+        for attempt in range(effort // 2 // patience):
             noise = [2 ** rng.gauss(0, 1) if attempt else 1.0 for _ in range(items.count)]
             order = sorted(range(items.count), key=lambda i: -items.area[i] * noise[i])
-            found = _ascend(items, order, target, patience)
+            found, spent = _ascend(items, order, target, patience)
+            effort -= spent
             if found:
                 best = found
+            if found or spent < patience:  # found, or proved that there is none
                 break
         else:
-            best = _climb(items, best, share // 4, rng)
-        target = (items.bound + items.height(best)) // 2
+            best = _climb(items, best, effort // 8, rng)
+            effort -= effort // 8
+        if items.height(best) > target:
+            lowest = target + 1
+        target = (lowest + items.height(best)) // 2
     return best
 
 
-def _ascend(items: _Items, order: Sequence[int], target: int, effort: int) -> list[int] | None:
-    """Depth-first search for offsets within the target; None when there are none or the effort is spent.
+def _ascend(items: _Items, order: Sequence[int], target: int, effort: int) -> tuple[list[int], int]:
+    """Depth-first search for offsets within the target, and the effort spent.
+
+    Nothing is found when there are none, which is proved if effort was left over, or when the effort is spent.
 
     Items are placed from the bottom up, each directly on top of what is below it: pushing items down turns any packing into one that
     this finds. A branch ends when an unplaced item would fit whole under the chosen one, or when the items alive at a step cannot
@@ -343,7 +348,8 @@ def _ascend(items: _Items, order: Sequence[int], target: int, effort: int) -> li
 
     trail: list[tuple[int, list[tuple[int, int]]]] = []
     branches = [choices(0, items.crowds)]
-    while branches and effort > 0:
+    spent = 0
+    while branches and spent < effort:
         i = next(branches[-1], -1)
         if i < 0:
             branches.pop()
@@ -359,10 +365,10 @@ def _ascend(items: _Items, order: Sequence[int], target: int, effort: int) -> li
             floor[j] = floor[i] + items.above[i][j]
         trail.append((i, raised))
         if len(trail) == items.count:
-            return offsets
+            return offsets, spent
         branches.append(choices(floor[i], crowds_of[i]))
-        effort -= items.count + sum(len(crowd) for crowd in crowds_of[i])
-    return None
+        spent += items.count + sum(len(crowd) for crowd in crowds_of[i])
+    return [], spent
 
 
 def _climb(items: _Items, best: list[int], effort: int, rng: random.Random) -> list[int]:
