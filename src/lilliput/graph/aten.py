@@ -392,3 +392,8 @@ OPERATORS: dict[str, Rule] = {
     "lift_fresh_copy": _identity,
 }
 """ATen operator, with its overload or for all of them, to the rule that emits our nodes."""
+
+MAY_BE_VIEWS = frozenset(
+    name.partition(".")[0] for name, rule in OPERATORS.items() if rule in (_to_recorded_shape, _identity, _slice)
+) | {"expand", "transpose", "t", "permute", "select", "split", "split_with_sizes", "chunk", "unbind"}
+"""Operators whose output may share memory with an input; all others in the table make a new tensor."""

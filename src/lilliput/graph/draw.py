@@ -60,9 +60,10 @@ def draw(graph: Graph, hide: Iterable[Op] = ()) -> str:
     ink = "var(--ink, #222)"
     for name, *_, inputs in rows:
         for source in inputs:
-            if at[name] - at[source] == 1:
-                x, top = LEFT + 24, at[source] * ROW + 4 + BOX
-                parts.append(f'<path d="M{x} {top}V{top + ROW - BOX}" stroke="{ink}" fill="none"/>')
+            if at[name] - at[source] == 1:  # the next row
+                parts.append(
+                    f'<path d="M{LEFT + 24} {at[source] * ROW + 4 + BOX}V{at[name] * ROW + 4}" stroke="{ink}" fill="none"/>'
+                )
     for start, stop in skips:
         x, reach = LEFT + WIDTH, LEFT + WIDTH + 24 + 14 * lanes[start, stop]
         top, bottom = start * ROW + 4 + BOX / 2 + 6, stop * ROW + 4 + BOX / 2 - 6

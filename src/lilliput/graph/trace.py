@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import GraphError, UnsupportedOpError
-from lilliput.graph.aten import OPERATORS
+from lilliput.graph.aten import MAY_BE_VIEWS, OPERATORS
 from lilliput.graph.graph import Attribute, Graph, Node, Op, Value
 from lilliput.graph.ops import RULES
 
@@ -74,8 +74,22 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Export
                 f"{type(model).__name__} cannot be made a static graph: in module '{stack[-1] if stack else ''}': "
                 f"{first_line}; control flow and shapes must not depend on the data"
             ) from error
-        # With an empty table nothing is decomposed; this pass makes in-place operators and aliases functional.
+        if all(_is_harmless(node) for node in program.graph.nodes if _is_inplace(node)):
+            return program
+        # With an empty table nothing is decomposed; this pass makes in-place operators and aliases functional. It takes
+        # twice as long as the export itself, so it runs only where an in-place operator could be seen elsewhere.
         return program.run_decompositions({})
+
+
+def _is_inplace(node: Any) -> bool:
+    return node.op == "call_function" and str(node.target).partition(".")[2].partition(".")[0].endswith("_")
+
+
+def _is_harmless(node: Any) -> bool:
+    """An in-place operator on a fresh tensor that nobody else reads is the same as its functional form."""
+    target = node.args[0]
+    kind = str(target.target).removeprefix("aten.").partition(".")[0].removesuffix("_")
+    return target.op == "call_function" and len(target.users) == 1 and kind not in MAY_BE_VIEWS
 
 
 @contextmanager
@@ -275,11 +289,12 @@ class Builder:
         self.source = self.source.removeprefix("L['self']").removeprefix(".")
         if node.target is operator.getitem:
             several, index = self.env[node.args[0]], node.args[1]
-            if isinstance(several, str) and index > 0:
+            if isinstance(several, str) and index > 0 and node.users:
                 raise self.unsupported(f"its output {index} is used; output 0 is known")
             self.env[node] = several if isinstance(several, str) else several[index]
             return
-        self.operator = str(node.target).removeprefix("aten.")
+        name, _, overload = str(node.target).removeprefix("aten.").partition(".")
+        self.operator = f"{name.removesuffix('_')}.{overload}" if _is_inplace(node) else f"{name}.{overload}"
         meta = node.meta.get("val")
         if any(not isinstance(size, int) for each in _tensors(meta) for size in each.shape):
             raise GraphError(f"'{self.operator}' at module '{self.source}' makes a shape that depends on the data")
