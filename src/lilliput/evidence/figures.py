@@ -105,7 +105,7 @@ def cost_against_budget(bars: Sequence[Bar]) -> str:
             holds = share <= 1
             _box(axes, 0, index + 0.45, 1, 0.34, RULE, alpha=0.25)
             _box(axes, 0, index + 0.45, share, 0.34, ACCENT if holds else BAD, alpha=0.9)
-            axes.vlines(1, index + 0.36, index + 0.88, color=INK if holds else BAD, linewidth=1.6, clip_on=False)
+            axes.vlines(1, index + 0.43, index + 0.83, color=INK if holds else BAD, linewidth=1.6, clip_on=False)
             axes.text(0, index + 0.32, bar.label, ha="left", va="baseline", color=INK)
             said = f"{amount(bar.value, bar.unit)} of {amount(bar.ceiling, bar.unit)}, {percent(share)}"
             axes.text(

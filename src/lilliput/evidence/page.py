@@ -46,6 +46,8 @@ _MEANING = {
     How.PROVED: "a sound bound: no input can break it",
 }
 _SMALL_PIXELS = 96
+_SHORT_CHARACTERS = 22
+"""A column of cells as short as this does not wrap."""
 
 
 def render_report(run: Run) -> str:
@@ -128,9 +130,9 @@ def _view(block: Block, block_id: str, evidence: Mapping[str, Evidence]) -> dict
     if isinstance(block, Text):
         return {"kind": "text", "paragraphs": re.split(r"\n\s*\n", block.text.strip())}
     if isinstance(block, Table):
-        aligned = [_is_numeric([row[index] for row in block.rows]) for index in range(len(block.columns))]
+        classes = [_column_class([row[index] for row in block.rows]) for index in range(len(block.columns))]
         rows = [[_cell(cell) for cell in row] for row in block.rows]
-        return {"kind": "table", "caption": block.caption, "columns": block.columns, "numeric": aligned, "rows": rows}
+        return {"kind": "table", "caption": block.caption, "columns": block.columns, "classes": classes, "rows": rows}
     if isinstance(block, Figure):
         width = round(natural_width(block.svg))
         drawing = _markup(embed(block.svg, f"fig-{block_id}", block.title, block.alt))
@@ -158,43 +160,39 @@ def _view(block: Block, block_id: str, evidence: Mapping[str, Evidence]) -> dict
 
 
 def _figure_row(each: Evidence) -> dict[str, Any]:
-    detail = (
-        each.detail
-        if each.detail is None or isinstance(each.detail, str)
-        else json.dumps(each.detail, ensure_ascii=False)
-    )
+    detail = each.detail
+    if detail is not None and not isinstance(detail, str):
+        detail = json.dumps(detail, ensure_ascii=False)
+    value = amount(each.value, each.unit)
+    number, _, unit = (value, "", "") if isinstance(each.value, str) else value.partition(" ")
     return {
         "name": each.name,
         "label": each.name.replace("_", " ").replace(".", ", "),
-        "value": amount(each.value, each.unit),
+        "value": value,
+        "number": number,
+        "unit": unit,
         "exact": str(each.value),
         "how": str(each.how),
         "n": None if each.n is None else grouped(each.n),
-        "spread": None if each.spread is None else amount(each.spread, each.unit),
+        "spread": None if each.spread is None else percent(each.spread) if each.unit == "share" else grouped(each.spread),
         "source": each.source,
         "detail": detail,
     }
 
 
 def _bar_rows(block: Bars) -> list[dict[str, Any]]:
-    """Bars with a ceiling share the scale on which the ceiling is 1; the others are drawn against the longest of them."""
-    shares = [bar.value / bar.ceiling for bar in block.bars if bar.ceiling is not None]
-    right = max([1.0, *shares])
-    longest = max([bar.value for bar in block.bars if bar.ceiling is None], default=0.0) or 1.0
+    """Bars share the scale on which a ceiling is 1; without any ceiling, the scale on which the longest is."""
+    shares = [None if bar.ceiling is None else bar.value / bar.ceiling for bar in block.bars]
+    known = [share for share in shares if share is not None]
+    right = max([1.0, *known])
+    longest = max((bar.value for bar in block.bars), default=0.0) or 1.0
     rows = []
-    for bar in block.bars:
-        if bar.ceiling is None:
-            rows.append(
-                {
-                    "label": bar.label,
-                    "said": amount(bar.value, bar.unit),
-                    "over": "",
-                    "width": 100 * bar.value / longest,
-                    "mark": None,
-                }
-            )
+    for bar, share in zip(block.bars, shares, strict=True):
+        if bar.ceiling is None or share is None:
+            # Beside bars that have a ceiling it has no scale, so it is told as a number alone.
+            width = None if known else 100 * bar.value / longest
+            rows.append({"label": bar.label, "said": amount(bar.value, bar.unit), "over": "", "width": width, "mark": None})
             continue
-        share = bar.value / bar.ceiling
         said = f"{grouped(bar.value)} of {amount(bar.ceiling, bar.unit)}, {percent(share)}"
         over = f"over by {amount(bar.value - bar.ceiling, bar.unit)}" if share > 1 else ""
         rows.append({"label": bar.label, "said": said, "over": over, "width": 100 * share / right, "mark": 100 / right})
@@ -234,6 +232,12 @@ def _cell(cell: Cell) -> str:
     if cell is None:
         return "–"
     return cell if isinstance(cell, str) else amount(cell)
+
+
+def _column_class(column: Sequence[Cell]) -> str:
+    if _is_numeric(column):
+        return "number"
+    return "short" if all(len(_cell(cell)) <= _SHORT_CHARACTERS for cell in column) else ""
 
 
 def _is_numeric(column: Sequence[Cell]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import lilliput
 from lilliput.errors import ConfigError, DataError
@@ -143,7 +143,7 @@ class Run:
             run.report = Report.from_json(document, source=str(directory / "report.json"))
         return run
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(
