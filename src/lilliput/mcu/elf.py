@@ -43,7 +43,9 @@ def image_sizes(image: Path, objects: Mapping[str, list[Path]], flash_origin: in
         sections = {section.name: section for section in elf.iter_sections()}
         data_bytes = sections[".data"]["sh_size"] if ".data" in sections else 0
         bss_bytes = sections[".bss"]["sh_size"] if ".bss" in sections else 0
-        flash_bytes = max(s["p_paddr"] + s["p_filesz"] for s in elf.iter_segments("PT_LOAD") if s["p_filesz"]) - flash_origin
+        flash_bytes = (
+            max(s["p_paddr"] + s["p_filesz"] for s in elf.iter_segments("PT_LOAD") if s["p_filesz"]) - flash_origin
+        )
         loaded = {
             index
             for index, section in enumerate(elf.iter_sections())
@@ -116,7 +118,7 @@ def _symbols(elf: Any) -> Iterator[tuple[str, str, int, int, int]]:
 
 
 def _owners(objects: Mapping[str, list[Path]]) -> dict[tuple[str, str], str]:
-    owners = {}
+    owners: dict[tuple[str, str], str] = {}
     for part, paths in objects.items():
         for path in paths:
             with path.open("rb") as file:

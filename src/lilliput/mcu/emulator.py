@@ -1,7 +1,8 @@
 """Run a linked image on an emulated board and read back what it did.
 
-The image talks to the host by semihosting: it reads ``input.bin``, writes ``output.bin`` and ``stats.bin`` in a directory of its own, and
-ends with an exit status. QEMU counts by the board's timer (to within :attr:`Board.resolution_instructions`), Unicorn block by block (exact).
+The image talks to the host by semihosting: it reads ``input.bin``, writes ``output.bin`` and ``stats.bin`` in a directory of
+its own, and ends with an exit status. QEMU counts by the board's timer (to within
+:attr:`Board.resolution_instructions`), Unicorn block by block (exact).
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ _STATUSES = {
     83: "BusFault",
     84: "UsageFault",
     85: "an interrupt nobody asked for",
-    86: "stack overrun: the guard below the stack was overwritten, so the stack grew into the variables",
+    86: "stack overrun: the stack grew through its guard into the variables; raise the stack reserve or the SRAM limit",
     87: "input.bin is missing or no whole number of inputs",
     88: "output.bin or stats.bin could not be written",
 }
 _CAUSES = {  # bits of the configurable fault status register
     0: "instruction fetch from memory that holds no code",
-    1: "forbidden data access",
+    1: "access below the SRAM",
+    4: "access below the SRAM",
     8: "instruction fetch from an address without memory",
     9: "data access to an address without memory",
     10: "data access to an address without memory",
@@ -99,7 +101,7 @@ def emulate(
         if done.returncode != 0:
             raise ToolchainError(
                 f"{where} stopped after {_finished(directory)} of {inferences} inferences: "
-                f"{_cause(done.returncode, done.stderr, image)}; try board='host' with sanitize=True to find the line"
+                f"{_cause(done.returncode, done.stderr, image)}; board='host' with sanitize=True may find the line"
             )
         return _read(directory, board, emulator, inferences, where)
 
@@ -124,7 +126,9 @@ def _block_counter(directory: Path) -> Path:
     if not library.exists():
         compiler = find_tool("cc") or find_tool("zig")
         if compiler is None:
-            raise ToolchainError(f"counting instructions on unicorn needs a C compiler for this computer; `{PIP_LINE}` brings one")
+            raise ToolchainError(
+                f"counting instructions on unicorn needs a C compiler for this computer; `{PIP_LINE}` brings one"
+            )
         command = list(compiler.c_command)
         partial = directory / f"block_counter.{os.getpid()}.so"
         command += ["-shared", "-fPIC", "-O2", "-nostdlib", str(source), "-o", str(partial)]
@@ -143,7 +147,9 @@ def _finished(directory: Path) -> int:
 def _cause(status: int, stderr: str, image: Path) -> str:
     text = _STATUSES.get(status)
     if text is None and "Lockup" in stderr:
-        text = "the processor locked up (a fault while it handled a fault, most often because the stack left the memory)"
+        text = (
+            "the processor locked up (a fault while it handled a fault, most often because the stack left the memory)"
+        )
     if text is None:
         text = f"the emulator ended with status {status}: {stderr.strip()[-400:] or 'no message'}"
     fault = re.search(r"lilliput fault: (.*?) number=.*?pc=(\w+) lr=(\w+) sp=(\w+) cfsr=(\w+)", stderr)
@@ -153,7 +159,12 @@ def _cause(status: int, stderr: str, image: Path) -> str:
     causes = dict.fromkeys(cause for bit, cause in _CAUSES.items() if cfsr >> bit & 1)
     if status == 86:
         text += f"; it came to light as {fault[1]}"
-    places = [f"{label} {value:#x} ({function_at(image, value) or 'no function'})" for label, value in (("pc", pc), ("lr", lr))]
+    if cfsr & (1 << 4 | 1 << 12):  # the processor could not save its registers: they say nothing
+        return f"{text}{''.join(f', {cause}' for cause in causes)}, sp {sp:#x}"
+    places = [
+        f"{label} {value:#x} ({function_at(image, value) or 'no function'})"
+        for label, value in (("pc", pc), ("lr", lr))
+    ]
     return f"{text}{''.join(f', {cause}' for cause in causes)}, at {', '.join(places)}, sp {sp:#x}"
 
 
@@ -161,7 +172,9 @@ def _read(directory: Path, board: Board, emulator: Tool, inferences: int, where:
     stats, output = directory / "stats.bin", directory / "output.bin"
     words = np.frombuffer(stats.read_bytes(), "<u4") if stats.exists() else np.zeros(0, "<u4")
     if len(words) != 2 * inferences + 4 or words[-4] != _STATS_MAGIC or words[-3] != inferences:
-        raise ToolchainError(f"{where} ended as if all were well but left no whole stats.bin; is port/main.c its main program?")
+        raise ToolchainError(
+            f"{where} ended as if all were well but left no whole stats.bin; is port/main.c its main program?"
+        )
     if emulator.name == "qemu":
         ticks = words[:-4].reshape(-1, 2).astype(np.int64) @ np.array([1, 2**32], np.int64)
         rate = board.instructions_per_tick
@@ -171,5 +184,7 @@ def _read(directory: Path, board: Board, emulator: Tool, inferences: int, where:
         each = np.frombuffer((directory / "counts.bin").read_bytes(), "<u8").astype(np.int64)
         resolution = 0
     if len(each) != inferences:
-        raise ToolchainError(f"{where} counted {len(each)} runs of ll_model_run for {inferences} inferences; it must run once for each")
+        raise ToolchainError(
+            f"{where} counted {len(each)} runs of ll_model_run for {inferences} inferences; it must run once for each"
+        )
     return Emulation(output.read_bytes(), each, resolution, int(words[-2]), int(words[-1]))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int8, Int64
 
 from lilliput.errors import ConfigError, DataError, ToolchainError
-from lilliput.mcu.boards import BOARDS, PORT, Board, find_board, linker_script
+from lilliput.mcu.boards import Board, find_board
 from lilliput.mcu.elf import image_sizes, variable_bytes
 from lilliput.mcu.emulator import emulate
 from lilliput.mcu.image import Image, build_image
@@ -27,7 +27,7 @@ from lilliput.mcu.toolchain import Toolchain, find_toolchain
 class Receipt:
     """Output of a run and what it took, measured on the image that ran. Figures that a host cannot give are ``None``."""
 
-    output: Int8[np.ndarray, "inferences *output"]
+    output: Int8[np.ndarray, "inferences ..."]
     board: str
     toolchain: str
     """Its name, and the compiler and emulator with their versions."""
@@ -56,17 +56,31 @@ class Receipt:
     """Flash by function or constant, largest first."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Firmware:
-    """An emitted C project, with the budget its images are linked to."""
+    """An emitted C project. The directory is all there is: sizes come from its ``model.h``, limits from its ``link/*.ld``."""
 
     directory: Path
-    name: str
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    sram_bytes: int | None = None
-    """Limit that the linker enforces on every board; ``None`` is the board's own size."""
-    flash_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", Path(self.directory))
+        for macro in ("INPUT", "OUTPUT"):
+            _shape(self.directory, macro)
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.directory.resolve().name
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input, without the batch."""
+        return _shape(self.directory, "INPUT")
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one output, without the batch."""
+        return _shape(self.directory, "OUTPUT")
 
     def build(self, board: str = "mps2-an386", toolchain: str = "auto", *, sanitize: bool = False) -> Image:
         """Compile and link for a board without running; :meth:`run` does it when needed.
@@ -75,7 +89,7 @@ class Firmware:
             BudgetError: the image does not fit the budget or the board.
         """
         target, tools = _target(board, toolchain, sanitize)
-        return self._image(target, tools, sanitize)
+        return build_image(self.directory, target, tools, sanitize=sanitize)
 
     def run(
         self,
@@ -101,7 +115,7 @@ class Firmware:
         """
         codes = self._codes(x)
         target, tools = _target(board, toolchain, sanitize)
-        image = self._image(target, tools, sanitize)
+        image = build_image(self.directory, target, tools, sanitize=sanitize)
         if target.is_host:
             return self._run_on_host(codes, image, tools, timeout_seconds, sanitize)
         done = emulate(
@@ -131,21 +145,15 @@ class Firmware:
             flash_symbols=MappingProxyType(dict(sizes.flash_symbols)),
         )
 
-    def _image(self, board: Board, toolchain: Toolchain, sanitize: bool) -> Image:
-        return build_image(
-            Path(self.directory),
-            board,
-            toolchain,
-            sram_bytes=self.sram_bytes,
-            flash_bytes=self.flash_bytes,
-            sanitize=sanitize,
+    def _codes(self, x: Any) -> Int8[np.ndarray, "inferences ..."]:
+        expected = (
+            f"firmware '{self.name}' takes int8 codes of shape {self.input_shape} or (n, {str(self.input_shape)[1:]}"
         )
-
-    def _codes(self, x: Any) -> Int8[np.ndarray, "..."]:
-        expected = f"firmware '{self.name}' takes int8 codes of shape {self.input_shape} or (n, {str(self.input_shape)[1:]}"
         codes = np.asarray(x)
         if codes.dtype != np.int8:
-            raise DataError(f"{expected}; got {codes.dtype}; quantize real values with the input's scale and zero point first")
+            raise DataError(
+                f"{expected}; got {codes.dtype}; quantize real values with the input's scale and zero point first"
+            )
         if codes.shape == self.input_shape:
             codes = codes[None]
         if codes.shape[1:] != self.input_shape or codes.ndim != len(self.input_shape) + 1:
@@ -154,7 +162,7 @@ class Firmware:
             raise DataError(f"{expected}; got no input at all (n=0)")
         return np.ascontiguousarray(codes)
 
-    def _outputs(self, output: bytes, inferences: int) -> Int8[np.ndarray, "..."]:
+    def _outputs(self, output: bytes, inferences: int) -> Int8[np.ndarray, "inferences ..."]:
         expected = inferences * prod(self.output_shape)
         if len(output) != expected:
             raise ToolchainError(
@@ -207,45 +215,19 @@ class Firmware:
         )
 
 
-def write_port(
-    directory: Path,
-    *,
-    name: str,
-    board: str = "mps2-an386",
-    sram_bytes: int | None = None,
-    flash_bytes: int | None = None,
-) -> None:
-    """Write what an emitted project needs besides the model: ``port/``, ``link/*.ld`` for every board, and the Makefile.
-
-    Args:
-        directory: the project; made if it is not there.
-        name: of the project, for the Makefile's messages.
-        board: the one that plain ``make`` builds for.
-        sram_bytes, flash_bytes: the budget written into the linker scripts.
-    """
-    default = find_board(board)
-    shutil.copytree(Path(str(PORT)), directory / "port", dirs_exist_ok=True, ignore=shutil.ignore_patterns("board.ld", "Makefile"))
-    (directory / "link").mkdir(exist_ok=True)
-    chips = [chip for chip in BOARDS.values() if not chip.is_host]
-    for chip in chips:
-        script = linker_script(chip, sram_bytes=sram_bytes, flash_bytes=flash_bytes)
-        (directory / "link" / f"{chip.name}.ld").write_text(script)
-    values = {
-        "NAME": name,
-        "BOARD": "mps2-an386" if default.is_host else default.name,
-        "BOARDS": " ".join(chip.name for chip in chips),
-        "FLAGS": _per_board(chips, "FLAGS", lambda chip: " ".join(chip.gcc_flags)),
-        "MACHINES": _per_board(chips, "MACHINE", lambda chip: chip.qemu_machine),
-        "RATES": _per_board(chips, "INSTRUCTIONS_PER_TICK", lambda chip: str(chip.instructions_per_tick)),
-    }
-    text = (PORT / "Makefile").read_text()
-    for key, value in values.items():
-        text = text.replace(f"@{key}@", value)
-    (directory / "Makefile").write_text(text)
-
-
-def _per_board(chips: Sequence[Board], variable: str, value: Any) -> str:
-    return "\n".join(f"{variable}_{chip.name} = {value(chip)}" for chip in chips)
+def _shape(directory: Path, macro: str) -> tuple[int, ...]:
+    """Shape behind ``#define LL_MODEL_INPUT_BYTES 64u /* 8 x 8 x 1: ... */``; (64,) where no such comment follows."""
+    header = directory / "model.h"
+    if not header.is_file():
+        raise DataError(f"{directory} is not an emitted project: it has no model.h; write one with Plan.emit_c")
+    found = re.search(rf"#define LL_MODEL_{macro}_BYTES \(?(\d+)u?\)?(?: */\* *(\d+(?: x \d+)*))?", header.read_text())
+    if found is None:
+        raise DataError(
+            f"{header} does not define LL_MODEL_{macro}_BYTES as a number; write the project again with Plan.emit_c"
+        )
+    total = int(found[1])
+    shape = tuple(int(length) for length in found[2].split(" x ")) if found[2] else (total,)
+    return shape if prod(shape) == total else (total,)
 
 
 def _target(board: str, toolchain: str, sanitize: bool) -> tuple[Board, Toolchain]:
@@ -261,5 +243,6 @@ def _ending(status: int) -> str:
 
 def _sanitizer_line(text: str) -> str:
     """The line that says what happened; sanitizers print pages around it."""
-    lines = text.splitlines()
-    return next((line.strip() for line in lines if "runtime error:" in line or "ERROR: " in line), lines[-1].strip() if lines else "")
+    lines = [line.strip() for line in text.splitlines()]
+    marks = ("runtime error:", "ERROR: ", "panic: ")
+    return next((line for line in lines if any(mark in line for mark in marks)), lines[-1] if lines else "")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lilliput.errors import BudgetError, DataError, ToolchainError
-from lilliput.mcu.boards import Board, linker_script
+from lilliput.mcu.boards import Board
 from lilliput.mcu.toolchain import Tool, Toolchain
 
 COMMON_FLAGS = ("-std=c99", "-O3", "-Wall", "-Wextra", "-Werror", "-fno-math-errno", "-I.", "-Inn", "-Iport")
@@ -44,15 +44,12 @@ def build_image(
     board: Board,
     toolchain: Toolchain,
     *,
-    sram_bytes: int | None = None,
-    flash_bytes: int | None = None,
     sanitize: bool = False,
 ) -> Image:
     """Compile and link the project in a directory, or find that it already is.
 
     Args:
-        directory: an emitted project.
-        sram_bytes, flash_bytes: limits that the linker holds the image to; ``None`` is the board's own size.
+        directory: an emitted project; its ``link/<board>.ld`` holds the image to the budget.
         sanitize: host only; undefined behaviour (and, where the compiler is GCC or Clang, an access outside an array) ends the run.
     Raises:
         BudgetError: the image does not fit; the message says which memory and by how many bytes.
@@ -62,7 +59,7 @@ def build_image(
     sources = _sources(directory, board)
     compiler = toolchain.compiler
     compile_flags, link_flags = _flags(board, compiler, sanitize)
-    script = "" if board.is_host else linker_script(board, sram_bytes=sram_bytes, flash_bytes=flash_bytes)
+    script = "" if board.is_host else (directory / "link" / f"{board.name}.ld").read_text()
     key = _key(directory, [*compile_flags, *link_flags, str(compiler), *compiler.command, script])
     home = directory / "build" / f"{board.name}-{compiler.name}{'-sanitize' if sanitize else ''}"
     objects = {part: [home / _object_name(path) for path in paths] for part, paths in sources.items()}
@@ -74,7 +71,9 @@ def build_image(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _compile(directory, partial, sources, [*compiler.c_command, *compile_flags], f"board {board.name} ({toolchain})")
+        _compile(
+            directory, partial, sources, [*compiler.c_command, *compile_flags], f"board {board.name} ({toolchain})"
+        )
         if script:
             (partial / "board.ld").write_text(script)
         _link(directory, partial, image.path.name, sources, [*compiler.c_command, *link_flags], board, toolchain)
@@ -94,9 +93,13 @@ def _sources(directory: Path, board: Board) -> dict[str, list[Path]]:
         "kernels": sorted(path.relative_to(directory) for path in (directory / "nn").glob("*.c")),
         "runtime": [Path("port") / name for name in port],
     }
-    missing = [str(path) for paths in sources.values() for path in paths if not (directory / path).is_file()]
+    needed = [path for paths in sources.values() for path in paths]
+    needed += [] if board.is_host else [Path("link") / f"{board.name}.ld"]
+    missing = [str(path) for path in needed if not (directory / path).is_file()]
     if missing:
-        raise DataError(f"{directory} is not an emitted project: it has no {', '.join(missing)}; write one with Plan.emit_c")
+        raise DataError(
+            f"{directory} is not an emitted project: it has no {', '.join(missing)}; write one with Plan.emit_c"
+        )
     return sources
 
 
@@ -162,9 +165,15 @@ def _link(
         return
     lines = [line.strip() for line in done.stderr.splitlines() if "overflowed by" in line]
     # GNU: region `RAM' overflowed by 8 bytes. LLVM: section '.bss' will not fit in region 'RAM': overflowed by 8 bytes.
-    over = [(int(m[2]), m[1], line) for line in lines if (m := re.search(r"region [`'](\w+)'.*overflowed by (\d+) bytes", line))]
+    over = [
+        (int(m[2]), m[1], line)
+        for line in lines
+        if (m := re.search(r"region [`'](\w+)'.*overflowed by (\d+) bytes", line))
+    ]
     if not over:
-        raise ToolchainError(f"{directory} does not link for board {board.name} ({toolchain}): {_first_error(done.stderr)}")
+        raise ToolchainError(
+            f"{directory} does not link for board {board.name} ({toolchain}): {_first_error(done.stderr)}"
+        )
     script = (partial / "board.ld").read_text()
     told = []
     for region in dict.fromkeys(region for _, region, _ in over):
@@ -174,7 +183,8 @@ def _link(
         memory, own = ("sram", board.sram_bytes) if region == "RAM" else ("flash", board.flash_bytes)
         whose = f"all that {board.name} has" if limit >= own // 8 * 8 else f"the budget; {board.name} has {own:,}"
         told.append(
-            f"{memory} is {excess:,} bytes short: needs {limit + excess:,} bytes, limit {limit:,} ({whose}); linker: {line.split(': ', 1)[-1]}"
+            f"{memory} is {excess:,} bytes short: needs {limit + excess:,} bytes, limit {limit:,} ({whose}); "
+            f"linker: {line.split(': ', 1)[-1]}"
         )
     raise BudgetError(
         f"{directory.name} does not fit board {board.name} ({toolchain}): {'; '.join(told)}; "
@@ -184,11 +194,15 @@ def _link(
 
 def _call(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, cwd=directory, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
+        )
     except OSError as error:
         raise ToolchainError(f"{command[0]} could not be started: {error}") from error
 
 
 def _first_error(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line.lower() or "undefined" in line), lines[-1] if lines else "no message")
+    return next(
+        (line for line in lines if "error" in line.lower() or "undefined" in line), lines[-1] if lines else "no message"
+    )

@@ -92,7 +92,7 @@ def find_toolchain(board: Board, prefer: str = "auto") -> Toolchain:
         ConfigError: no such toolchain for this board.
         ToolchainError: not installed; the message says which part and holds the lines that install it.
     """
-    names = HOST_TOOLCHAINS if board.is_host else BOARD_TOOLCHAINS
+    names: tuple[str, ...] = HOST_TOOLCHAINS if board.is_host else BOARD_TOOLCHAINS
     if prefer != "auto":
         if prefer not in names:
             raise ConfigError(

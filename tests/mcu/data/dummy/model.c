@@ -2,6 +2,10 @@
 
 #include <string.h>
 
+#ifndef __arm__
+#include <stdlib.h>
+#endif
+
 #include "ll_nn.h"
 
 extern const int8_t ll_weights[64];
@@ -14,9 +18,11 @@ int8_t *ll_model_input(void) { return ll_arena; }
 const int8_t *ll_model_output(void) { return ll_arena + 32; }
 
 /* If x[1] is 85, x[0] chooses a way to misbehave and x[4..7] says how much. */
-enum { UNDEFINED = 1, JUMP, LOAD, LOOP, SPIN, RECURSE, FLOAT, OVERFLOW, OUTSIDE, WIDE };
+enum { UNDEFINED = 1, JUMP, LOAD, LOOP, SPIN, RECURSE, FLOAT, OVERFLOW, OUTSIDE, WIDE, LOCKUP, LEAVE };
 
 #ifdef __arm__
+void ll_exit(uint32_t status); /* port/semihosting.c */
+
 static void spin(uint32_t count) { /* exactly 2 * count instructions */
     __asm__ volatile("1: subs %0, %0, #1\n\tbne 1b" : "+r"(count)::"cc");
 }
@@ -44,6 +50,13 @@ static void misbehave(int scenario, uint32_t amount) {
         ll_arena[40] = (int8_t)(wide / 3u);
         break;
     }
+    case LOCKUP: /* a vector table where there is no memory, and then a fault */
+        *(volatile uint32_t *)0xE000ED08u = 0x70000000u;
+        __asm__ volatile("udf #7");
+        break;
+    case LEAVE: ll_exit(amount); break;
+#else
+    case LEAVE: exit((int)amount);
 #endif
     case LOOP:
         for (volatile uint32_t i = 0;; i++) {}

@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-#define LL_MODEL_INPUT_BYTES 16
-#define LL_MODEL_OUTPUT_BYTES 4
+#define LL_MODEL_INPUT_BYTES 16u /* 4 x 4 x 1: height x width x channel */
+#define LL_MODEL_OUTPUT_BYTES 4u
 #define LL_MODEL_ARENA_BYTES 48
 #define LL_MODEL_SCRATCH_BYTES 24
 #ifndef LL_MODEL_STACK_BYTES

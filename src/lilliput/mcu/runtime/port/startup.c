@@ -13,6 +13,14 @@
 #define SCB_HFSR REGISTER(0xE000ED2Cu)
 #define SCB_BFAR REGISTER(0xE000ED38u)
 #define SCB_CPACR REGISTER(0xE000ED88u)
+#define MPU_TYPE REGISTER(0xE000ED90u)
+#define MPU_CTRL REGISTER(0xE000ED94u)
+#define MPU_RBAR REGISTER(0xE000ED9Cu)
+#define MPU_RASR REGISTER(0xE000EDA0u)
+
+/* 128 MB up to where every Cortex-M's SRAM begins. A region that shares a page with the arena would make QEMU thirty times slower. */
+#define BELOW_SRAM 0x18000000u
+#define BELOW_SRAM_LOG2_BYTES 27u
 
 #define SYSTICK_PERIOD 0x1000000u /* 24 bits */
 
@@ -50,6 +58,13 @@ void ll_reset(void) {
     uint32_t stack_pointer;
     __asm__ volatile("mov %0, sp" : "=r"(stack_pointer));
     for (volatile uint32_t *to = ll_stack_bottom; (uint32_t)to < stack_pointer; to++) *to = LL_STACK_PAINT;
+
+    if (MPU_TYPE != 0) { /* some emulated boards answer where they have no memory; a runaway stack must end at the end of the SRAM */
+        MPU_RBAR = BELOW_SRAM | 1u << 4;
+        MPU_RASR = 1u << 28 | (BELOW_SRAM_LOG2_BYTES - 1u) << 1 | 1u; /* no access at all, on */
+        MPU_CTRL = 5;                                                 /* on, with the default map for all else */
+        __asm__ volatile("dsb\n\tisb" ::: "memory");
+    }
 
     SYST_RVR = SYSTICK_PERIOD - 1u;
     SYST_CVR = 0;
@@ -125,7 +140,8 @@ void ll_report_fault(const uint32_t *frame) {
     /* The frame was read before anything here could overwrite it: the top of the stack holds only reset's own frame. */
     const int is_inside = frame >= ll_stack_bottom && frame + 8 <= ll_stack_top;
     const uint32_t pc = is_inside ? frame[6] : 0, lr = is_inside ? frame[5] : 0;
-    if (!is_inside || !ll_stack_guard_is_whole()) status = LL_EXIT_STACK_OVERRUN;
+    const int is_stacking = (SCB_CFSR & (1u << 4 | 1u << 12)) != 0; /* it failed while it saved the registers */
+    if (!is_inside || is_stacking || !ll_stack_guard_is_whole()) status = LL_EXIT_STACK_OVERRUN;
     ll_print("lilliput fault: ");
     ll_print(name);
     print_register(" number=", number);

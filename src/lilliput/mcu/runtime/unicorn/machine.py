@@ -126,7 +126,8 @@ class Machine:
                 if error.errno in UNMAPPED:
                     self._fault("BusFault", UNMAPPED[error.errno], 83)
                 elif error.errno == errors.UC_ERR_INSN_INVALID:
-                    self._fault("UsageFault", 1 << 16, 84)
+                    is_thumb = self.engine.reg_read(arm.UC_ARM_REG_XPSR) >> 24 & 1
+                    self._fault(*EXCEPTIONS[1 if is_thumb else 18])
                 else:
                     self._fault(f"HardFault ({error})", 0, HARD_FAULT_STATUS)
         return HARD_FAULT_STATUS if self.status is None else self.status
