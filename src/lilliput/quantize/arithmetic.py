@@ -24,6 +24,9 @@ from jaxtyping import Int8, Int64
 
 from lilliput.errors import GraphError
 
+Integers = Int64[np.ndarray, "*#shape"] | np.int64 | int
+"""One integer for all elements, or an array that broadcasts."""
+
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 ADD_LEFT_SHIFT = 20
 """Bits by which both inputs of an addition are raised before they are rescaled."""
@@ -57,20 +60,16 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
     return q, exponent
 
 
-def saturating_rounding_doubling_high_mul(
-    a: Int64[np.ndarray, "*#shape"], b: Int64[np.ndarray, "*#shape"] | int
-) -> Int64[np.ndarray, "*shape"]:
+def saturating_rounding_doubling_high_mul(a: Int64[np.ndarray, "*#shape"], b: Integers) -> Int64[np.ndarray, "*shape"]:
     """The high half of 2ab for int32 a and b: ab / 2**31 with ties towards plus infinity; only INT32_MIN squared saturates."""
     product = a * b
-    nudged = product + np.where(product >= 0, 2**30, 1 - 2**30)
+    nudged: Int64[np.ndarray, "*shape"] = product + np.where(product >= 0, 2**30, 1 - 2**30)
     # C divides towards zero, numpy's >> towards minus infinity.
     high = np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
     return np.minimum(high, INT32_MAX)
 
 
-def rounding_divide_by_pot(
-    x: Int64[np.ndarray, "*#shape"], exponent: Int64[np.ndarray, "*#shape"] | int
-) -> Int64[np.ndarray, "*shape"]:
+def rounding_divide_by_pot(x: Int64[np.ndarray, "*#shape"], exponent: Integers) -> Int64[np.ndarray, "*shape"]:
     """x / 2**exponent with ties away from zero."""
     mask = (np.int64(1) << np.asarray(exponent, dtype=np.int64)) - 1
     remainder = x & mask
@@ -80,8 +79,8 @@ def rounding_divide_by_pot(
 
 def multiply_by_quantized_multiplier(
     x: Int64[np.ndarray, "*#shape"],
-    multiplier: Int64[np.ndarray, "*#shape"] | int,
-    shift: Int64[np.ndarray, "*#shape"] | int,
+    multiplier: Integers,
+    shift: Integers,
 ) -> Int64[np.ndarray, "*shape"]:
     """x times the real factor (multiplier, shift): shift left first where shift > 0, round right after where it is < 0."""
     shift = np.asarray(shift, dtype=np.int64)
@@ -89,9 +88,7 @@ def multiply_by_quantized_multiplier(
     return rounding_divide_by_pot(saturating_rounding_doubling_high_mul(raised, multiplier), np.maximum(-shift, 0))
 
 
-def divide_rounding_half_away(
-    total: Int64[np.ndarray, "*#shape"], count: Int64[np.ndarray, "*#shape"] | int
-) -> Int64[np.ndarray, "*shape"]:
+def divide_rounding_half_away(total: Int64[np.ndarray, "*#shape"], count: Integers) -> Int64[np.ndarray, "*shape"]:
     """total / count with ties away from zero, for count > 0: average pooling's rounding."""
     magnitude = (np.abs(total) + np.asarray(count) // 2) // count
     return np.where(total > 0, magnitude, -magnitude)
@@ -99,8 +96,8 @@ def divide_rounding_half_away(
 
 def requantize(
     accumulator: Int64[np.ndarray, "*#shape"],
-    multiplier: Int64[np.ndarray, "*#shape"] | int,
-    shift: Int64[np.ndarray, "*#shape"] | int,
+    multiplier: Integers,
+    shift: Integers,
     zero_point: int,
     lower: int,
     upper: int,

@@ -35,7 +35,7 @@ from lilliput.quantize.qgraph import (
 )
 from lilliput.quantize.softmax import softmax
 
-Codes = Int8[np.ndarray, " batch *shape"]
+Codes = Int8[np.ndarray, " batch ..."]
 
 
 def run(graph: QuantizedGraph, codes: Codes, observe: Callable[[str, Codes], None] | None = None) -> tuple[Codes, ...]:
@@ -167,11 +167,11 @@ RULES: dict[type[QOp], Callable[..., Any]] = {
 """The meaning of each operation: ``rule(op, input codes, input tensors, output tensor)``."""
 
 
-def _differences(codes: Codes, tensor: QTensor) -> Int64[np.ndarray, " batch *shape"]:
+def _differences(codes: Codes, tensor: QTensor) -> Int64[np.ndarray, " batch ..."]:
     return codes.astype(np.int64) - tensor.zero_point
 
 
-def _centred(codes: Codes, tensor: QTensor) -> Float64[np.ndarray, " batch *shape"]:
+def _centred(codes: Codes, tensor: QTensor) -> Float64[np.ndarray, " batch ..."]:
     return codes.astype(np.float64) - tensor.zero_point
 
 

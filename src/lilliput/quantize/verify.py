@@ -7,6 +7,7 @@ bias. Where the rescaling shifts left first, the shifted sum must fit too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ def verify(graph: QuantizedGraph) -> None:
     for name, tensor in graph.tensors.items():
         where = f"integer graph '{graph.name}': tensor '{name}'"
         _require(tensor.name == name, f"{where} calls itself '{tensor.name}'")
-        _require(np.isfinite(tensor.scale) and tensor.scale > 0, f"{where} has scale {tensor.scale}; must be above 0")
+        _require(math.isfinite(tensor.scale) and tensor.scale > 0, f"{where} has scale {tensor.scale}; must be above 0")
         _require(-128 <= tensor.zero_point <= 127, f"{where} has zero point {tensor.zero_point}; must be -128 to 127")
         _require(all(size > 0 for size in tensor.shape), f"{where} has shape {list(tensor.shape)}; sizes are above 0")
     for op in graph.ops:
