@@ -166,8 +166,8 @@ class Firmware:
         expected = inferences * prod(self.output_shape)
         if len(output) != expected:
             raise ToolchainError(
-                f"firmware '{self.name}' wrote {len(output):,} bytes of output for {inferences} inferences, not {expected:,}; "
-                f"LL_MODEL_OUTPUT_BYTES of its model.h must be {prod(self.output_shape)}"
+                f"firmware '{self.name}' ended as if all were well but wrote {len(output):,} bytes of output for {inferences} "
+                f"inferences, not {expected:,}; does its code leave the program?"
             )
         return np.frombuffer(output, np.int8).reshape(inferences, *self.output_shape)
 

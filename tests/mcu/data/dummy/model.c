@@ -71,6 +71,7 @@ void ll_model_run(void) {
     if (ll_arena[1] == 85) {
         uint32_t amount;
         memcpy(&amount, ll_arena + 4, sizeof amount);
+        memset(ll_arena + 4, 0, sizeof amount); /* what follows must not depend on how much */
         misbehave(ll_arena[0], amount);
     }
     memset(ll_scratch, 0, sizeof ll_scratch);
