@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
+from kernel_reference import evaluate
 
 from lilliput.mcu.access import can_run_in_place
 from lilliput.mcu.lowering import KernelCall, can_fuse_add, lower
@@ -29,8 +30,6 @@ from lilliput.quantize.qgraph import (
     Softmax,
     UpsampleNearest,
 )
-
-from kernel_reference import evaluate
 
 
 @dataclass

@@ -248,7 +248,7 @@ class _Ring:
 
     @property
     def scratch_bytes(self) -> int:
-        return 2 * self.rows * self.width + 4 * self.weight_words + (0 if self.is_3x3 else 4 * self.kernel_rows)
+        return 2 * self.rows * self.width + (0 if self.is_3x3 else 4 * (self.weight_words + self.kernel_rows))
 
 
 def _ring(op: Conv2d, tensors: Tensors) -> _Ring:
@@ -323,16 +323,18 @@ def _add_params(op: Add, tensors: Tensors, *, first: str, count: int) -> str:
     """With the named input first: a sum commutes."""
     order = (0, 1) if op.inputs[0] == first else (1, 0)
     zero_points = [tensors[op.inputs[i]].zero_point for i in order] + [tensors[op.name].zero_point]
-    shifts = [op.shift[i] for i in (*order, 2)]
-    is_plain = all(-30 <= shift <= 0 for shift in shifts[:2]) and -22 <= shifts[2] <= -1
+    multipliers, shifts = ([each[i] for i in (*order, 2)] for each in (op.multiplier, op.shift))
+    # The kernel's quick way, which every addition takes whose factors are made by the specification.
+    halves = [i for i in (0, 1) if (multipliers[i], shifts[i]) == (2**30, 0) and -30 <= shifts[1 - i] <= 0]
+    half = halves[0] if halves and -22 <= shifts[2] <= -1 else -1
     return _struct(
         {
             "zero_point": _array(zero_points),
-            "multiplier": _array([op.multiplier[i] for i in (*order, 2)]),
+            "multiplier": _array(multipliers),
             "shift": _array(shifts),
             "lower": op.clamp.lower,
             "upper": op.clamp.upper,
-            "is_plain_scale": int(is_plain),
+            "half": half,
             "count": count,
         }
     )
@@ -353,6 +355,7 @@ def _lower_mul(op: QOp, tensors: Tensors, symbol: str, fused_add: Add | None) ->
         "shift": op.shift,
         "lower": op.clamp.lower,
         "upper": op.clamp.upper,
+        "is_plain_scale": int(-22 <= op.shift <= -1),
         "count": first.bytes,
         "repeat": first.bytes // second.bytes,
     }

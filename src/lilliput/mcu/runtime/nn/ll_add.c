@@ -15,8 +15,6 @@ LL_INLINE ll_operand ll_operand_of(const ll_add_params *p, int i) {
     return o;
 }
 
-LL_INLINE int is_half(const ll_add_params *p, int i) { return p->multiplier[i] == 1 << 30 && p->shift[i] == 0; }
-
 /* (code - zero_point) << 20, rescaled; the code comes as the top byte of a word. The sign mask leaves ties alone where nothing is shifted. */
 LL_INLINE int32_t ll_common(const ll_operand *o, uint32_t top_byte) {
     int32_t x = ll_smmulr(((int32_t)top_byte >> 3) - o->doubled_zero, o->multiplier);
@@ -24,33 +22,34 @@ LL_INLINE int32_t ll_common(const ll_operand *o, uint32_t top_byte) {
     return (x + o->half) >> o->right;
 }
 
-/* The same where the factor is one half. */
-LL_INLINE int32_t ll_common_half(const ll_operand *o, uint32_t top_byte) {
-    return ((int32_t)top_byte >> 5) - (o->doubled_zero >> 2);
+/* What the quick way needs: `half` is the input whose factor is one half, `other` the other. */
+typedef struct {
+    int32_t half_zero; /* zero_point << 19 */
+    ll_operand other;
+    int32_t multiplier, right, offset;
+} ll_sum;
+
+LL_INLINE int32_t ll_sum_code(const ll_sum *s, uint32_t half, uint32_t other) {
+    int32_t sum = ((int32_t)half >> 5) - s->half_zero + ll_common(&s->other, other);
+    return ll_rescale_plain(2 * sum, s->multiplier, s->right, s->offset);
 }
 
-LL_INLINE int32_t ll_sum_code(const ll_operand *a, const ll_operand *b, uint32_t first, uint32_t second, int a_is_half,
-                              int32_t multiplier, int32_t right, int32_t offset) {
-    int32_t sum = (a_is_half ? ll_common_half(a, first) : ll_common(a, first)) + ll_common(b, second);
-    return ll_rescale_plain(2 * sum, multiplier, right, offset);
-}
-
-LL_INLINE void ll_add_run(const ll_add_params *p, const int8_t *first, const int8_t *second, int8_t *output, uint32_t count, int i,
-                          int j, int a_is_half) {
-    ll_operand a = ll_operand_of(p, i), b = ll_operand_of(p, j);
-    int32_t multiplier = p->multiplier[2], right = -p->shift[2], offset = ll_plain_offset(p->zero_point[2], right);
-    uint32_t lower = ll_repeat4(p->lower), upper = ll_repeat4(p->upper);
-    for (; count >= 4; count -= 4, first += 4, second += 4, output += 4) {
-        uint32_t x = ll_load4(first), y = ll_load4(second);
-        int32_t c0 = ll_sum_code(&a, &b, x << 24, y << 24, a_is_half, multiplier, right, offset);
-        int32_t c1 = ll_sum_code(&a, &b, (x & 0xFF00u) << 16, (y & 0xFF00u) << 16, a_is_half, multiplier, right, offset);
-        int32_t c2 = ll_sum_code(&a, &b, (x & 0xFF0000u) << 8, (y & 0xFF0000u) << 8, a_is_half, multiplier, right, offset);
-        int32_t c3 = ll_sum_code(&a, &b, x & 0xFF000000u, y & 0xFF000000u, a_is_half, multiplier, right, offset);
-        ll_store4(output, ll_min4(ll_max4(ll_pack4(c0, c1, c2, c3), lower), upper));
+static LL_NOINLINE void ll_add_quick(const ll_add_params *p, const int8_t *half, const int8_t *other, int8_t *output,
+                                     uint32_t count, int half_index) {
+    int32_t right = -p->shift[2];
+    ll_sum s = {p->zero_point[half_index] * (1 << 19), ll_operand_of(p, 1 - half_index), p->multiplier[2], right,
+                ll_plain_offset(p->zero_point[2], right)};
+    for (; count >= 4; count -= 4, half += 4, other += 4, output += 4) {
+        uint32_t x = ll_load4(half), y = ll_load4(other);
+        int32_t c0 = ll_sum_code(&s, x << 24, y << 24);
+        int32_t c1 = ll_sum_code(&s, (x & 0xFF00u) << 16, (y & 0xFF00u) << 16);
+        int32_t c2 = ll_sum_code(&s, (x & 0xFF0000u) << 8, (y & 0xFF0000u) << 8);
+        int32_t c3 = ll_sum_code(&s, x & 0xFF000000u, y & 0xFF000000u);
+        uint32_t word = ll_pack4(c0, c1, c2, c3);
+        ll_store4(output, ll_min4(ll_max4(word, ll_repeat4(p->lower)), ll_repeat4(p->upper)));
     }
     for (; count; count--) {
-        uint32_t x = (uint32_t)(uint8_t)*first++ << 24, y = (uint32_t)(uint8_t)*second++ << 24;
-        int32_t code = ll_sum_code(&a, &b, x, y, a_is_half, multiplier, right, offset);
+        int32_t code = ll_sum_code(&s, (uint32_t)(uint8_t)*half++ << 24, (uint32_t)(uint8_t)*other++ << 24);
         *output++ = (int8_t)ll_clamp(code, p->lower, p->upper);
     }
 }
@@ -66,14 +65,10 @@ static LL_NOINLINE void ll_add_any(const ll_add_params *p, const int8_t *first, 
 }
 
 void ll_add_codes(const ll_add_params *params, const int8_t *first, const int8_t *second, int8_t *output, uint32_t count) {
-    if (!params->is_plain_scale) {
-        ll_add_any(params, first, second, output, count);
-        return;
-    }
-    /* Addition commutes, so the half goes first. */
-    if (is_half(params, 0)) ll_add_run(params, first, second, output, count, 0, 1, 1);
-    else if (is_half(params, 1)) ll_add_run(params, second, first, output, count, 1, 0, 1);
-    else ll_add_run(params, first, second, output, count, 0, 1, 0);
+    /* Addition commutes, so either may be the half. */
+    if (params->half == 0) ll_add_quick(params, first, second, output, count, 0);
+    else if (params->half == 1) ll_add_quick(params, second, first, output, count, 1);
+    else ll_add_any(params, first, second, output, count);
 }
 
 void ll_add(const ll_add_params *params, const int8_t *first, const int8_t *second, int8_t *output, void *scratch) {

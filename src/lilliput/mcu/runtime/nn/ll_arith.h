@@ -29,23 +29,29 @@ LL_INLINE uint32_t ll_load4(const void *from) {
 
 LL_INLINE void ll_store4(void *to, uint32_t word) { __builtin_memcpy(to, &word, 4); }
 
-/* Short runs. The empty asm keeps compilers from turning a tail of three bytes into a call of memcpy or memset. */
-LL_INLINE void ll_copy_bytes(int8_t *to, const int8_t *from, uint32_t count) {
-    while (count >= 4) {
-        ll_store4(to, ll_load4(from));
-        to += 4, from += 4, count -= 4;
+/* Short runs; both give the end of what they wrote. The last word overlaps the one before instead of leaving bytes; the empty asm keeps
+ * compilers from turning a few bytes into a call of memcpy or memset. */
+LL_INLINE int8_t *ll_copy_bytes(int8_t *to, const int8_t *from, uint32_t count) {
+    int8_t *end = to + count;
+    if (count >= 4) {
+        for (; count > 4; to += 4, from += 4, count -= 4) ll_store4(to, ll_load4(from));
+        ll_store4(end - 4, ll_load4(from + count - 4));
+        return end;
     }
-    while (count--) {
+    while (to != end) {
         *to++ = *from++;
         __asm__("" ::: "memory");
     }
+    return end;
 }
 
-LL_INLINE void ll_fill_bytes(int8_t *to, int8_t value, uint32_t count) {
-    while (count--) {
+LL_INLINE int8_t *ll_fill_bytes(int8_t *to, int8_t value, uint32_t count) {
+    int8_t *end = to + count;
+    while (to != end) {
         *to++ = value;
         __asm__("" ::: "memory");
     }
+    return end;
 }
 
 #if LL_DSP

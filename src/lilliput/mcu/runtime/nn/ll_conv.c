@@ -13,22 +13,35 @@
 #include "ll_add.h"
 #include "ll_scale.h"
 
-
-
 #ifdef LL_COUNT_MACS
 uint64_t ll_macs;
 #endif
 
-/* Sums over `quads` words of four codes, paired weights, four channels: sums[2 * channel + pixel]. */
+/* What ll_blocks_2x4 does: `blocks` whole blocks of four channels, paired weights and a plain scale. The assembly knows the offsets. */
+typedef struct {
+    const uint32_t *codes;
+    const uint32_t *weights;
+    const int32_t *constants;
+    int8_t *output;        /* of the first pixel */
+    int8_t *output1;       /* of the second; written first, so that `output` here too discards it */
+    uint32_t weight_bytes; /* of a block */
+    uint32_t blocks;
+    int32_t odd; /* 2 * zero_point + 1, see ll_plain_offset */
+    uint32_t is_clamped;
+    uint32_t lower, upper; /* four times each */
+} ll_blocks;
+
+void ll_blocks_2x4(ll_blocks *job);
+
 #if LL_DSP
-/* By hand and outside any function: eight sums, two codes, a weight and three pointers are all fourteen registers, and compilers spill. */
-void ll_sum_2x4_paired(const uint32_t *codes, const uint32_t *weights, uint32_t quads, int32_t *sums);
-__asm__(".pushsection .text.ll_sum_2x4_paired, \"ax\", %progbits\n"
+/* By hand and outside any function: eight sums, two codes, a weight and three pointers are all fourteen registers, and compilers spill.
+ * Sums: first pixel of A B C D in r4 r6 r8 r10, second in r5 r7 r9 r11; A and C still hold 256 * a + b until b is taken off. */
+__asm__(".pushsection .text.ll_blocks_2x4, \"ax\", %progbits\n"
         ".syntax unified\n"
         ".thumb\n"
         ".p2align 2\n"
-        ".global ll_sum_2x4_paired\n"
-        ".type ll_sum_2x4_paired, %function\n"
+        ".global ll_blocks_2x4\n"
+        ".type ll_blocks_2x4, %function\n"
         ".macro ll_pair_step\n"
         "ldrd r2, r12, [r0], #8\n" /* codes of the first pixel, of the second */
         "ldr r3, [r1], #4\n"       /* AB */
@@ -44,9 +57,28 @@ __asm__(".pushsection .text.ll_sum_2x4_paired, \"ax\", %progbits\n"
         "smlad r10, r3, r2, r10\n"
         "smlad r11, r3, r12, r11\n"
         ".endm\n"
-        "ll_sum_2x4_paired:\n"
-        "push {r3-r11, lr}\n"
-        "add lr, r1, r2, lsl #4\n" /* end of the weights */
+        ".macro ll_scale_two first, second, twice:vararg\n" /* as ll_rescale_plain */
+        "ldm r3!, {r0, r1, r2}\n"                           /* 2 * bias, multiplier, right */
+        "lsl r12, lr, r2\n"
+        "add \\first, r0, \\first, \\twice\n"
+        "add \\second, r0, \\second, \\twice\n"
+        "smmulr \\first, \\first, r1\n"
+        "smmulr \\second, \\second, r1\n"
+        "add \\first, \\first, \\first, asr #31\n"
+        "add \\second, \\second, \\second, asr #31\n"
+        "add \\first, \\first, r12, asr #1\n"
+        "add \\second, \\second, r12, asr #1\n"
+        "asr \\first, \\first, r2\n"
+        "asr \\second, \\second, r2\n"
+        "ssat \\first, #8, \\first\n"
+        "ssat \\second, #8, \\second\n"
+        ".endm\n"
+        "ll_blocks_2x4:\n"
+        "push {r0, r4-r11, lr}\n"
+        "1:\n"
+        "ldr r2, [r0, #20]\n"
+        "ldrd r0, r1, [r0]\n"
+        "add lr, r1, r2\n" /* end of the block's weights */
         "movs r4, #0\n"
         "movs r5, #0\n"
         "movs r6, #0\n"
@@ -55,62 +87,103 @@ __asm__(".pushsection .text.ll_sum_2x4_paired, \"ax\", %progbits\n"
         "mov r9, #0\n"
         "mov r10, #0\n"
         "mov r11, #0\n"
-        "lsls r2, r2, #31\n"
-        "beq 1f\n"
+        "lsls r2, r2, #27\n" /* an odd number of quads? */
+        "bpl 2f\n"
         "ll_pair_step\n"
         "ll_pair_step\n"
         "cmp r1, lr\n"
-        "beq 2f\n"
-        "1:\n"
-        "ll_pair_step\n"
-        "ll_pair_step\n"
-        "ll_pair_step\n"
-        "ll_pair_step\n"
-        "cmp r1, lr\n"
-        "bne 1b\n"
+        "beq 3f\n"
         "2:\n"
-        "pop {r3}\n"
+        "ll_pair_step\n"
+        "ll_pair_step\n"
+        "ll_pair_step\n"
+        "ll_pair_step\n"
+        "cmp r1, lr\n"
+        "bne 2b\n"
+        "3:\n"
+        "ldr r12, [sp]\n"
+        "str r1, [r12, #4]\n"
+        "ldr r3, [r12, #8]\n"
+        "ldr lr, [r12, #28]\n"
         "sub r4, r4, r6\n"
-        "asr r4, r4, #8\n"
         "sub r5, r5, r7\n"
-        "asr r5, r5, #8\n"
         "sub r8, r8, r10\n"
-        "asr r8, r8, #8\n"
         "sub r9, r9, r11\n"
-        "asr r9, r9, #8\n"
-        "stm r3, {r4-r11}\n"
-        "pop {r4-r11, pc}\n"
-        ".size ll_sum_2x4_paired, . - ll_sum_2x4_paired\n"
+        "ll_scale_two r4, r5, asr #7\n" /* 256 * a, halved seven times: 2 * a */
+        "ll_scale_two r6, r7, lsl #1\n"
+        "ll_scale_two r8, r9, asr #7\n"
+        "ll_scale_two r10, r11, lsl #1\n"
+        "bfi r4, r6, #8, #8\n"
+        "bfi r4, r8, #16, #8\n"
+        "bfi r4, r10, #24, #8\n"
+        "bfi r5, r7, #8, #8\n"
+        "bfi r5, r9, #16, #8\n"
+        "bfi r5, r11, #24, #8\n"
+        "ldr r0, [sp]\n"
+        "str r3, [r0, #8]\n"
+        "ldr r1, [r0, #32]\n"
+        "cbz r1, 4f\n"
+        "ldrd r1, r2, [r0, #36]\n"
+        "ssub8 r3, r4, r1\n"
+        "sel r4, r4, r1\n"
+        "ssub8 r3, r5, r1\n"
+        "sel r5, r5, r1\n"
+        "ssub8 r3, r2, r4\n"
+        "sel r4, r4, r2\n"
+        "ssub8 r3, r2, r5\n"
+        "sel r5, r5, r2\n"
+        "4:\n"
+        "ldrd r1, r2, [r0, #12]\n"
+        "str r5, [r2], #4\n"
+        "str r4, [r1], #4\n"
+        "strd r1, r2, [r0, #12]\n"
+        "ldr r1, [r0, #24]\n"
+        "subs r1, r1, #1\n"
+        "str r1, [r0, #24]\n"
+        "bne 1b\n"
+        "pop {r0, r4-r11, pc}\n"
+        ".size ll_blocks_2x4, . - ll_blocks_2x4\n"
         ".purgem ll_pair_step\n"
+        ".purgem ll_scale_two\n"
         ".popsection\n");
 #else
-static void ll_sum_2x4_paired(const uint32_t *codes, const uint32_t *weights, uint32_t quads, int32_t *sums) {
-    for (int i = 0; i < 8; i++) sums[i] = 0;
-    for (uint32_t step = 0; step < 2 * quads; step++, codes += 2) {
-        for (int pair = 0; pair < 2; pair++) {
-            uint32_t raw = *weights++, low = ll_evens(raw);
-            for (int pixel = 0; pixel < 2; pixel++) {
-                sums[4 * pair + pixel] = ll_smlad(raw, codes[pixel], sums[4 * pair + pixel]);
-                sums[4 * pair + 2 + pixel] = ll_smlad(low, codes[pixel], sums[4 * pair + 2 + pixel]);
+void ll_blocks_2x4(ll_blocks *job) {
+    for (; job->blocks; job->blocks--, job->constants += 12, job->output += 4, job->output1 += 4) {
+        int32_t sums[8] = {0, 0, 0, 0, 0, 0, 0, 0}; /* by channel and pixel */
+        const uint32_t *codes = job->codes;
+        for (uint32_t step = job->weight_bytes / 8; step; step--, codes += 2) {
+            for (int pair = 0; pair < 2; pair++) {
+                uint32_t raw = *job->weights++, low = ll_evens(raw);
+                for (int pixel = 0; pixel < 2; pixel++) {
+                    sums[4 * pair + pixel] = ll_smlad(raw, codes[pixel], sums[4 * pair + pixel]);
+                    sums[4 * pair + 2 + pixel] = ll_smlad(low, codes[pixel], sums[4 * pair + 2 + pixel]);
+                }
             }
         }
-    }
-    for (int i = 0; i < 4; i++) {
-        int high = i + (i & 2); /* 0 1 4 5 */
-        sums[high] = ll_unpair(sums[high], sums[high + 2]);
+        for (int pixel = 1; pixel >= 0; pixel--) {
+            int32_t code[4];
+            for (int c = 0; c < 4; c++) {
+                const int32_t *k = job->constants + 3 * c;
+                int32_t sum = sums[2 * c + pixel];
+                if (c % 2 == 0) sum = ll_unpair(sum, sums[2 * c + 2 + pixel]);
+                code[c] = ll_rescale_plain(ll_twice(sum, k[0]), k[1], k[2], (int32_t)((uint32_t)job->odd << k[2]) >> 1);
+            }
+            uint32_t word = ll_pack4(code[0], code[1], code[2], code[3]);
+            if (job->is_clamped) word = ll_min4(ll_max4(word, job->lower), job->upper);
+            ll_store4(pixel ? job->output1 : job->output, word);
+        }
     }
 }
 #endif
 
-/* Two channels, either packing: the last block, and the whole of a plain layer two channels at a time. */
+/* Two channels, either packing: sums[2 * channel + pixel]. */
 LL_INLINE void ll_sum_2x2(const uint32_t *codes, const uint32_t *weights, uint32_t quads, uint32_t quad_words, int is_paired,
                           int32_t *sums) {
     int32_t a0 = 0, a1 = 0, b0 = 0, b1 = 0;
-    uint32_t second = is_paired ? quad_words / 2 : 0;
     for (; quads; quads--, codes += 4, weights += quad_words) {
         uint32_t ae, ao, be, bo;
         if (is_paired) {
-            ae = weights[0], ao = weights[second];
+            ae = weights[0], ao = weights[quad_words / 2];
             be = ll_evens(ae), bo = ll_evens(ao);
         } else {
             ae = ll_evens(weights[0]), ao = ll_odds(weights[0]);
@@ -137,31 +210,40 @@ static LL_NOINLINE void ll_sum_2x2_plain(const uint32_t *codes, const uint32_t *
     ll_sum_2x2(codes, weights, quads, quad_words, 0, sums);
 }
 
-/* All `channels` outputs of two pixels from their codes; the second pixel is computed but not written where is_single. */
-static LL_NOINLINE void ll_conv_pixels(const ll_scaling *scaling, const int32_t *constants, const uint32_t *weights, int is_paired,
-                                       const uint32_t *codes, uint32_t quads, uint32_t channels, int8_t *output,
-                                       int8_t *output1, int is_single) {
-    int32_t sums[8];
-    for (; channels; constants += 12, output += 4, output1 += 4) {
+/* What ll_blocks_2x4 leaves: the last channels, plain weights, other scales; two channels at a time. */
+static LL_NOINLINE void ll_rest(const ll_scaling *scaling, const int32_t *constants, const uint32_t *weights, int is_paired,
+                                const uint32_t *codes, uint32_t quads, uint32_t channels, int8_t *output, int8_t *output1) {
+    while (channels) {
         uint32_t block = channels < 4 ? channels : 4, quad_words = block > 2 ? 4 : 2;
-        if (is_paired) {
-            if (block > 2) ll_sum_2x4_paired(codes, weights, quads, sums);
-            else ll_sum_2x2_paired(codes, weights, quads, quad_words, sums);
-        } else {
-            ll_sum_2x2_plain(codes, weights, quads, quad_words, sums);
-            if (block > 2) ll_sum_2x2_plain(codes, weights + 2, quads, quad_words, sums + 4);
+        for (uint32_t half = 0; 2 * half < block; half++) {
+            int32_t sums[4];
+            if (is_paired) ll_sum_2x2_paired(codes, weights + half, quads, quad_words, sums);
+            else ll_sum_2x2_plain(codes, weights + 2 * half, quads, quad_words, sums);
+            for (int c = 0; c < (block - 2 * half > 1 ? 2 : 1); c++, constants += 3) {
+                *output1++ = ll_scale(scaling, constants, sums[2 * c + 1]);
+                *output++ = ll_scale(scaling, constants, sums[2 * c]);
+            }
         }
         weights += quads * quad_words;
         channels -= block;
-        if (block == 4 && scaling->is_plain_scale) {
-            ll_store_2x4(scaling, constants, sums, output, output1, is_single);
-        } else {
-            for (uint32_t c = 0; c < block; c++) {
-                output[c] = ll_scale(scaling, constants + 3 * c, sums[2 * c]);
-                if (!is_single) output1[c] = ll_scale(scaling, constants + 3 * c, sums[2 * c + 1]);
-            }
-        }
     }
+}
+
+/* All outputs of two pixels from their codes, for the channels from `first` on; output1 = output discards the second pixel. */
+LL_INLINE void ll_conv_pixels(const ll_conv_params *p, const uint32_t *weights, const uint32_t *codes, uint32_t quads,
+                              uint32_t first, uint32_t channels, int8_t *output, int8_t *output1) {
+    const ll_scaling *s = &p->scaling;
+    const int32_t *constants = s->channels + 3 * first;
+    uint32_t done = 0;
+    if (p->is_paired && s->is_plain_scale && channels >= 4) {
+        ll_blocks job = {codes, weights, constants, output, output1, 16 * quads, channels / 4, 2 * s->zero_point + 1,
+                         s->lower != -128 || s->upper != 127, ll_repeat4(s->lower), ll_repeat4(s->upper)};
+        ll_blocks_2x4(&job);
+        done = channels & ~3u;
+    }
+    if (done < channels)
+        ll_rest(s, constants + 3 * done, weights + done * quads, p->is_paired, codes, quads, channels - done, output + done,
+                output1 + done);
 }
 
 /* `count` codes, a multiple of four, widened to where one pixel's words lie. */
@@ -207,16 +289,13 @@ static LL_NOINLINE void ll_gather(const ll_conv_params *p, const int8_t *input, 
             }
             const int8_t *from = inside ? input + (ptrdiff_t)(y * p->in_w + x + before) * p->in_c : input;
             if (is_aligned) {
-                codes = ll_widen_value(codes, p->in_zero_point, (uint32_t)before * channels);
+                if (before) codes = ll_widen_value(codes, p->in_zero_point, (uint32_t)before * channels);
                 codes = ll_widen(codes, from, (uint32_t)inside * channels);
-                codes = ll_widen_value(codes, p->in_zero_point, (uint32_t)after * channels);
+                if (after) codes = ll_widen_value(codes, p->in_zero_point, (uint32_t)after * channels);
             } else {
-                ll_fill_bytes(fill, p->in_zero_point, (uint32_t)before * channels);
-                fill += (uint32_t)before * channels;
-                ll_copy_bytes(fill, from, (uint32_t)inside * channels);
-                fill += (uint32_t)inside * channels;
-                ll_fill_bytes(fill, p->in_zero_point, (uint32_t)after * channels);
-                fill += (uint32_t)after * channels;
+                if (before) fill = ll_fill_bytes(fill, p->in_zero_point, (uint32_t)before * channels);
+                fill = ll_copy_bytes(fill, from, (uint32_t)inside * channels);
+                if (after) fill = ll_fill_bytes(fill, p->in_zero_point, (uint32_t)after * channels);
             }
         }
     }
@@ -227,7 +306,7 @@ static LL_NOINLINE void ll_gather(const ll_conv_params *p, const int8_t *input, 
     }
 }
 
-/* Where `sum` is given, each pair of pixels goes to `plain` first and is added to the skip from there. */
+/* Where there is an addition, each pair of pixels goes to `plain` first and is added to the skip from there. */
 LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const ll_add_params *add, const int8_t *skip,
                              int8_t *output, void *scratch, int is_1x1) {
     uint32_t group_in = p->in_c / p->groups, group_out = p->out_c / p->groups;
@@ -253,8 +332,8 @@ LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const
                 ll_gather(p, from, group_in, y, x, codes, patch);
                 if (!is_single) ll_gather(p, from, group_in, y1, x1, codes + 1, patch);
             }
-            ll_conv_pixels(&p->scaling, p->scaling.channels + 3 * first, p->weights + group * p->group_words, p->is_paired,
-                           codes, quads, group_out, to + first, to + first + p->out_c, is_single);
+            ll_conv_pixels(p, p->weights + group * p->group_words, codes, quads, first, group_out, to + first,
+                           is_single ? to + first : to + first + p->out_c);
             LL_COUNT((is_single ? 1 : 2) * (uint64_t)p->kernel_h * p->kernel_w * group_in * group_out);
         }
         if (add) {

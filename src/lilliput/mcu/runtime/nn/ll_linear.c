@@ -24,8 +24,12 @@ LL_INLINE void ll_step(uint32_t codes, const uint32_t *weights, int channels, in
 
 LL_INLINE void ll_sum(const int8_t *input, const uint32_t *weights, uint32_t count, int channels, int is_paired, int32_t *sums) {
     int32_t raw[4] = {0, 0, 0, 0};
-    for (const int8_t *end = input + (count & ~3u); input != end; input += 4, weights += channels)
+    const int8_t *end = input + (count & ~3u);
+    if (count & 4) ll_step(ll_load4(input), weights, channels, is_paired, raw), input += 4, weights += channels;
+    for (; input != end; input += 8, weights += 2 * channels) {
         ll_step(ll_load4(input), weights, channels, is_paired, raw);
+        ll_step(ll_load4(input + 4), weights + channels, channels, is_paired, raw);
+    }
     if (count & 3) { /* the bytes after the input meet weights of 0, but must not be read */
         uint32_t word = (uint8_t)input[0];
         if ((count & 3) > 1) word |= (uint32_t)(uint8_t)input[1] << 8;

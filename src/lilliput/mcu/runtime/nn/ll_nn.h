@@ -64,7 +64,7 @@ typedef struct {
     int32_t multiplier[3];
     int32_t shift[3];
     int8_t lower, upper;
-    uint8_t is_plain_scale; /* no input's shift is above 0, and the output's is -1 to -22 */
+    int8_t half; /* the input whose factor is exactly 1/2, if the other's shift is not above 0 and the output's is -1 to -22; else -1 */
     uint32_t count;
 } ll_add_params;
 
@@ -77,6 +77,7 @@ typedef struct {
     int32_t zero_point[3];
     int32_t multiplier, shift;
     int8_t lower, upper;
+    uint8_t is_plain_scale; /* the shift is -1 to -22 */
     uint32_t count, repeat; /* the second input has count / repeat elements */
 } ll_mul_params;
 

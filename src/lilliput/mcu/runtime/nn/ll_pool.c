@@ -66,12 +66,14 @@ void ll_avg_pool(const ll_pool_params *params, const int8_t *input, int8_t *outp
 }
 
 void ll_mean(const ll_mean_params *params, const int8_t *input, int8_t *output, void *scratch) {
+    ptrdiff_t step = (ptrdiff_t)params->channels;
     (void)scratch;
     for (uint32_t c = 0; c < params->channels; c++) {
         const int8_t *from = input + c;
-        int32_t sum = 0;
-        for (uint32_t i = 0; i < params->pixels; i++, from += params->channels) sum += *from;
-        sum -= (int32_t)params->pixels * params->in_zero_point;
+        int32_t sum = -(int32_t)params->pixels * params->in_zero_point;
+        uint32_t left = params->pixels;
+        for (; left >= 4; left -= 4, from += 4 * step) sum += from[0] + from[step] + from[2 * step] + from[3 * step];
+        for (; left; left--, from += step) sum += *from;
         int32_t x = ll_rescale(sum, params->multiplier, params->shift);
         output[c] = ll_code_of(x, params->zero_point, params->lower, params->upper);
     }
