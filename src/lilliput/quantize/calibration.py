@@ -31,7 +31,7 @@ HISTOGRAM_BINS = 2048
 
 
 def observe_ranges(
-    graph: Graph, batches: Sequence[Tensor], method: str = "minmax", percentile: float = 99.99
+    graph: Graph, batches: Sequence[Tensor], method: str = "minmax", percentile: float | int = 99.99
 ) -> dict[str, Range]:
     """(lower, upper) of every value of the graph over the batches; lower <= 0 <= upper.
 
@@ -174,7 +174,7 @@ class Histogram:
         self.counts += np.bincount(bins, minlength=HISTOGRAM_BINS)
         self.sums += np.bincount(bins, weights=values, minlength=HISTOGRAM_BINS)
 
-    def percentile(self, percentile: float) -> Range:
+    def percentile(self, percentile: float | int) -> Range:
         """The range without (100 - percentile) percent of the elements at either end, as fine as the bins."""
         edges = np.linspace(self.lower, self.upper, HISTOGRAM_BINS + 1)
         below = np.cumsum(self.counts) / max(self.counts.sum(), 1.0)

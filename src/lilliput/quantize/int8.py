@@ -32,9 +32,9 @@ def quantize_int8(
     calibration: Any,
     *,
     method: str = "minmax",
-    percentile: float = 99.99,
+    percentile: float | int = 99.99,
     per_channel: bool = True,
-    input_scale: float | None = None,
+    input_scale: float | int | None = None,
     input_zero_point: int | None = None,
 ) -> QuantizedGraph:
     """Quantize a trained network to int8 weights and activations.
@@ -80,7 +80,7 @@ def quantize_int8(
     return lower(folded, ranges, forced or activation_parameters(*ranges[value.name]), per_channel)
 
 
-def _forced_input(scale: float | None, zero_point: int | None) -> Parameters | None:
+def _forced_input(scale: float | int | None, zero_point: int | None) -> Parameters | None:
     if scale is None and zero_point is None:
         return None
     if scale is None or zero_point is None:
