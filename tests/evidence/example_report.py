@@ -27,7 +27,9 @@ EVIDENCE = (
     Evidence("accuracy.float", 0.9888888, "share", "measured", n=360, spread=0.0021, source="test split, 3 seeds"),
     Evidence("accuracy.int8", 0.9861111, "share", "measured", n=360, source="test split, host build"),
     Evidence("accuracy.emulated", 0.984375, "share", "emulated", n=64, source="mps2-an386, gcc 12.2, QEMU 7.2"),
-    Evidence("outputs.mismatching_bytes", 0, "bytes", "emulated", n=640, source="firmware against the integer interpreter"),
+    Evidence(
+        "outputs.mismatching_bytes", 0, "bytes", "emulated", n=640, source="firmware against the integer interpreter"
+    ),
     Evidence("sram.arena", 8712, "bytes", "counted", source="memory plan", detail="the liveness bound is 8,712"),
     Evidence("sram.total", 11204, "bytes", "emulated", source="arena + scratch + painted stack + .data + .bss"),
     Evidence("flash.total", 61112, "bytes", "measured", source="linked image"),
@@ -76,7 +78,10 @@ def _sections(names: list[str], budget_bytes: int, random: np.random.Generator) 
     counts = np.diag([36] * len(names))
     counts[-1, -1], counts[-1, 1], counts[-2, -2], counts[-2, 0] = 34, 2, 33, 3
     epochs = np.arange(60)
-    loss = {"train": (2.3 * np.exp(-epochs / 8) + 0.1).tolist(), "validation": (2.3 * np.exp(-epochs / 7) + 0.14).tolist()}
+    loss = {
+        "train": (2.3 * np.exp(-epochs / 8) + 0.1).tolist(),
+        "validation": (2.3 * np.exp(-epochs / 7) + 0.14).tolist(),
+    }
     accuracy = {
         "train": (1 - 0.9 * np.exp(-epochs / 6)).tolist(),
         "validation": [0.985 - 0.9 * math.exp(-epoch / 5) for epoch in epochs],
@@ -85,7 +90,13 @@ def _sections(names: list[str], budget_bytes: int, random: np.random.Generator) 
     truth = [names[index % len(names)] for index in range(12)]
     prediction = [names[0] if index == 8 else name for index, name in enumerate(truth)]
     layers = [
-        [each.name, "conv 3x3" if "depthwise" in each.name else "conv 1x1", 1000 * index + 64, each.bytes, each.offset_bytes]
+        [
+            each.name,
+            "conv 3x3" if "depthwise" in each.name else "conv 1x1",
+            1000 * index + 64,
+            each.bytes,
+            each.offset_bytes,
+        ]
         for index, each in enumerate(LIFETIMES)
     ]
     return [
@@ -137,7 +148,11 @@ def _sections(names: list[str], budget_bytes: int, random: np.random.Generator) 
                 ),
             ],
         ),
-        Section("images", "What it saw", "", [Images("Twelve test images; `✗` marks a mistake.", Images.of("", images, truth, prediction).tiles)]),
+        Section(
+            "images",
+            "What it saw",
+            blocks=[Images.of("Twelve test images; `✗` marks a mistake.", images, truth, prediction)],
+        ),
         Section(
             "memory-map",
             "Memory over time",
@@ -149,7 +164,9 @@ def _sections(names: list[str], budget_bytes: int, random: np.random.Generator) 
                     "Nine tensors share 8,712 bytes; block1.expand is the largest.",
                 ),
                 Table("Layers", ["layer", "kind", "MACs", "output bytes", "arena offset"], layers),
-                Text("The plan is checked by a verifier that shares no code with the planner.\n\nIt found `0` overlaps."),
+                Text(
+                    "The plan is checked by a verifier that shares no code with the planner.\n\nIt found `0` overlaps."
+                ),
             ],
         ),
     ]

@@ -39,14 +39,14 @@ class Evidence:
 
     name: str
     """Dotted lower case, from the general to the special: ``accuracy.int8``."""
-    value: bool | int | float | str
-    """Finite; a scalar array or tensor becomes a number."""
+    value: Any
+    """A finite number, a truth value or text; a scalar array or tensor becomes a number."""
     unit: str
     """``bytes``, ``instructions``, ``seconds``, ``share`` (0 to 1, shown as a percentage); empty where there is none."""
     how: How | str
     n: int | None = None
     """Of how many inputs or repeats it is the mean, or the total."""
-    spread: float | None = None
+    spread: Any = None
     """Standard deviation over repeats, in the figure's unit."""
     source: str | None = None
     """What it was obtained from: a data split, a board, a theorem."""

@@ -12,7 +12,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from lilliput.errors import ConfigError
-from lilliput.evidence.numbers import amount, grouped, percent
+from lilliput.evidence.numbers import Number, amount, grouped, percent
 from lilliput.evidence.svg import ACCENT, BAD, GOOD, HUES, INK, MUTED, RULE, canvas, to_svg
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def flash_breakdown(part_bytes: Mapping[str, int], budget_bytes: int | None = No
         return to_svg(drawing)
 
 
-def time_by_step(seconds: Mapping[str, float]) -> str:
+def time_by_step(seconds: Mapping[str, Number]) -> str:
     """How long each step of a job took, in the order they ran.
 
     Raises:
@@ -270,9 +270,7 @@ def time_by_step(seconds: Mapping[str, float]) -> str:
         return to_svg(drawing)
 
 
-def training_curves(
-    loss: Mapping[str, Sequence[float]], accuracy: Mapping[str, Sequence[float]], best_epoch: int | None = None
-) -> str:
+def training_curves(loss: Mapping[str, Any], accuracy: Mapping[str, Any], best_epoch: int | None = None) -> str:
     """Loss and accuracy against the epoch (from 1), a line for each split; the kept epoch is marked.
 
     Raises:
@@ -312,7 +310,7 @@ def training_curves(
         return to_svg(drawing)
 
 
-def _axes(drawing: Drawing, left: float, top: float, width: float, height: float) -> Axes:
+def _axes(drawing: Drawing, left: Number, top: Number, width: Number, height: Number) -> Axes:
     """Axes placed in CSS pixels from the top left, as the page measures."""
     whole_width, whole_height = drawing.get_size_inches() * 72
     bottom = whole_height - top - height
@@ -320,13 +318,13 @@ def _axes(drawing: Drawing, left: float, top: float, width: float, height: float
 
 
 def _note(
-    drawing: Drawing, x: float, y: float, text: str, color: str = MUTED, fontsize: float = 10, **place: Any
+    drawing: Drawing, x: Number, y: Number, text: str, color: str = MUTED, fontsize: Number = 10, **place: Any
 ) -> None:
     width, height = drawing.get_size_inches() * 72
     drawing.text(x / width, 1 - y / height, text, color=color, fontsize=fontsize, **place)
 
 
-def _box(axes: Axes, x: float, y: float, width: float, height: float, colour: str, alpha: float) -> None:
+def _box(axes: Axes, x: Number, y: Number, width: Number, height: Number, colour: str, alpha: Number) -> None:
     from matplotlib.patches import Rectangle
 
     axes.add_patch(
@@ -334,7 +332,7 @@ def _box(axes: Axes, x: float, y: float, width: float, height: float, colour: st
     )
 
 
-def _outline(axes: Axes, x: float, y: float, width: float, height: float, colour: str) -> None:
+def _outline(axes: Axes, x: Number, y: Number, width: Number, height: Number, colour: str) -> None:
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((x, y), width, height, facecolor="none", edgecolor=colour, linewidth=1, clip_on=False))

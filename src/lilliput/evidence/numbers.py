@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+Number = int | float
 
-def grouped(number: float) -> str:
+
+def grouped(number: Number) -> str:
     """A number to read: whole ones in full, others to four significant digits.
 
     >>> grouped(16384), grouped(0.98765), grouped(1234.5678), grouped(2.0e-9)
@@ -18,7 +20,7 @@ def grouped(number: float) -> str:
     return f"{number:.4g}"
 
 
-def percent(share: float) -> str:
+def percent(share: Number) -> str:
     """A share as a percentage, with one decimal; never rounded to a 0 or a 100 that it is not.
 
     >>> percent(0.9875), percent(1), percent(0.9999), percent(0.0001), percent(0)
@@ -48,7 +50,7 @@ def amount(value: Any, unit: str = "") -> str:
     return f"{grouped(value)} {unit}".rstrip()
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """Seconds with as many digits as a clock deserves.
 
     >>> duration(83.24), duration(3.14159), duration(0.0421), duration(0.0000021)

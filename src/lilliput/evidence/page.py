@@ -174,7 +174,11 @@ def _figure_row(each: Evidence) -> dict[str, Any]:
         "exact": str(each.value),
         "how": str(each.how),
         "n": None if each.n is None else grouped(each.n),
-        "spread": None if each.spread is None else percent(each.spread) if each.unit == "share" else grouped(each.spread),
+        "spread": None
+        if each.spread is None
+        else percent(each.spread)
+        if each.unit == "share"
+        else grouped(each.spread),
         "source": each.source,
         "detail": detail,
     }
@@ -191,7 +195,9 @@ def _bar_rows(block: Bars) -> list[dict[str, Any]]:
         if bar.ceiling is None or share is None:
             # Beside bars that have a ceiling it has no scale, so it is told as a number alone.
             width = None if known else 100 * bar.value / longest
-            rows.append({"label": bar.label, "said": amount(bar.value, bar.unit), "over": "", "width": width, "mark": None})
+            rows.append(
+                {"label": bar.label, "said": amount(bar.value, bar.unit), "over": "", "width": width, "mark": None}
+            )
             continue
         said = f"{grouped(bar.value)} of {amount(bar.ceiling, bar.unit)}, {percent(share)}"
         over = f"over by {amount(bar.value - bar.ceiling, bar.unit)}" if share > 1 else ""

@@ -38,8 +38,8 @@ class Table:
 
     caption: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    """Numbers are grouped in thousands and set to the right; ``None`` shows as a dash."""
+    rows: Sequence[Sequence[Any]]
+    """Text, numbers, truth values. Numbers are grouped in thousands and set to the right; ``None`` shows as a dash."""
 
     def __post_init__(self) -> None:
         _require(len(self.columns) > 0, f"table '{self.caption}' has no columns; give at least one")
@@ -49,9 +49,7 @@ class Table:
             given, columns = len(row), len(self.columns)
             _require(given == columns, f"table '{self.caption}', row {index}: {given} cells for {columns} columns")
             for cell in row:
-                allowed = cell is None or (
-                    isinstance(cell, str | int | float) and cell not in (math.inf, -math.inf) and cell == cell
-                )
+                allowed = cell is None or isinstance(cell, str) or _is_number(cell)
                 wanted = "text, a finite number, a truth value or None"
                 _require(allowed, f"table '{self.caption}', row {index}: {cell!r} must be {wanted}")
 
@@ -80,14 +78,19 @@ class Bar:
     """One cost beside its ceiling."""
 
     label: str
-    value: float
-    ceiling: float | None = None
+    value: Any
+    """A number from 0."""
+    ceiling: Any = None
+    """A number above 0, or None where there is no ceiling."""
     unit: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", plain_number(self.value))
         object.__setattr__(self, "ceiling", plain_number(self.ceiling))
-        _require(0 <= self.value < math.inf, f"bar '{self.label}': value={self.value} must be finite and 0 or above")
+        _require(
+            _is_number(self.value) and self.value >= 0,
+            f"bar '{self.label}': value={self.value} must be finite and 0 or above",
+        )
         _require(
             self.ceiling is None or self.ceiling > 0, f"bar '{self.label}': ceiling={self.ceiling} must be above 0"
         )
@@ -240,7 +243,7 @@ class Report:
         return {"$schema": "urn:lilliput:report:1"} | dataclasses.asdict(self) | {"sections": sections}
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], source: str = "report.json") -> Report:
+    def from_json(cls, document: Any, source: str = "report.json") -> Report:
         """The report that :meth:`to_json` wrote.
 
         Raises:
@@ -283,6 +286,10 @@ def _png_address(image: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _require(condition: bool, message: str) -> None:

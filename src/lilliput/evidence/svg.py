@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from lilliput.errors import ConfigError
+from lilliput.evidence.numbers import Number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -58,7 +59,7 @@ _FORBIDDEN = {"script", "foreignobject", "style", "iframe", "animate", "set", "h
 
 
 @contextmanager
-def canvas(width: float, height: float) -> Iterator[Drawing]:
+def canvas(width: Number, height: Number) -> Iterator[Drawing]:
     """An empty drawing of so many CSS pixels; the user's own matplotlib settings play no part and are left as they were."""
     import matplotlib
     from matplotlib.figure import Figure as Drawing
