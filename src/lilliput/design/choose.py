@@ -1,7 +1,8 @@
 """The largest member of a family that fits a budget, by exact measurement of few and a cheap bound on all.
 
-Multiply-accumulates stand for capacity: of the members that fit, the one with the most is taken (ties: more parameters). That is a rule
-of thumb, not a proof of accuracy. Counting by forward hooks without data gives each member's multiply-accumulates and parameters
+Multiply-accumulates times parameters stand for capacity: of the members that fit, the one with the most is taken. The product keeps
+the choice from wide shallow nets (many multiply-accumulates, few parameters) and from narrow deep ones. That is a rule of thumb, not a
+proof of accuracy. Counting by forward hooks without data gives each member's multiply-accumulates and parameters
 exactly and its memory from below; only members that this cannot rule out are measured, largest first, until one fits.
 """
 
@@ -66,7 +67,7 @@ def graph_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
 def choose(
     family: Iterable[Spec], input_shape: tuple[int, ...], budget: Budget, measure: Measure = graph_cost
 ) -> Choice:
-    """The member with the most multiply-accumulates among those within the budget.
+    """The member with the largest capacity (multiply-accumulates times parameters) among those within the budget.
 
     Args:
         family: specs; each is built, so tens to hundreds.
@@ -78,7 +79,7 @@ def choose(
     """
     bounds = sorted(
         ((_lower_bound(spec.build().eval(), input_shape), index, spec) for index, spec in enumerate(family)),
-        key=lambda row: (-row[0].macs, -row[0].params, row[1]),
+        key=lambda row: (-row[0].macs * row[0].params, row[1]),
     )
     candidates: list[Candidate] = []
     for bound, _, spec in bounds:

@@ -1,1 +1,26 @@
-"""To be written."""
+"""Int8 networks on microcontrollers: plan memory, write C, run it on an emulated chip, keep the receipt."""
+
+from lilliput.mcu.arena import Block, Packing, pack, verify_packing
+from lilliput.mcu.boards import BOARDS, Board
+from lilliput.mcu.codegen import emit_c
+from lilliput.mcu.firmware import Firmware, Receipt
+from lilliput.mcu.plan import Plan, Step, plan
+from lilliput.mcu.toolchain import Toolchain, find_toolchain, probe
+
+__all__ = [
+    "BOARDS",
+    "Block",
+    "Board",
+    "Firmware",
+    "Packing",
+    "Plan",
+    "Receipt",
+    "Step",
+    "Toolchain",
+    "emit_c",
+    "find_toolchain",
+    "pack",
+    "plan",
+    "probe",
+    "verify_packing",
+]

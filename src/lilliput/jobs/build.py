@@ -1,0 +1,313 @@
+"""From images and a chip's budget to firmware that ran.
+
+Load images, choose the largest network of a family that fits, train it, quantize it to int8, plan its memory, write and link a C
+project, run it on this computer and on an emulated chip, compare every byte with the integer interpreter, and report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from lilliput.errors import ConfigError
+from lilliput.evidence import Budget, Evidence, Run
+
+if TYPE_CHECKING:
+    from lilliput.data import ImageData
+    from lilliput.design import Choice
+    from lilliput.jobs.deployment import Deployment
+
+    Chooser = Callable[[ImageData, Budget], Choice]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Fit an image classifier into a microcontroller: choose, train, quantize, emit C, run it, report.
+
+    Examples:
+        lilliput build --data digits --sram 16KB --flash 128KB --out runs/digits
+        lilliput build --data photos/ --image-size 48 --channels 3 --sram 64KB --flash 512KB --out runs/photos
+    """
+
+    out: str
+    """Directory of the run; it must not exist yet (while the job works it is called OUT.partial)."""
+    data: str = "digits"
+    """digits, or a path: a folder per class, NPZ, MNIST IDX, CIFAR batches."""
+    sram: str = "16KB"
+    """Most working memory, linked: activations, scratch, stack and variables; KB is 1024 bytes."""
+    flash: str = "128KB"
+    """Most flash, linked: code, weights and constants."""
+    macs: str = "1M"
+    """Most multiply-accumulates per inference; bounds the energy of the chip and the time of training."""
+    image_size: int | None = None
+    """Side of the square input in pixels; if left out, the data's own, doubled until it is 16 or more."""
+    channels: Literal[1, 3] | None = None
+    """1 makes grey, 3 makes colour; if left out, what the data has."""
+    limit: int | None = None
+    """Use at most this many images of the data."""
+    epochs: int = 60
+    """Most passes over the training images; the best by validation is kept."""
+    batch_size: int = 64
+    """Images per training step."""
+    shift_pixels: int = 1
+    """Augment training by shifts of up to this many pixels."""
+    flip_horizontal: bool = False
+    """Augment training by mirror images (not for digits or text)."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    calibration: Literal["minmax", "percentile", "mse"] = "minmax"
+    """How activation ranges are chosen from the training images."""
+    board: str = "mps2-an386"
+    """mps2-an386 (Cortex-M4), mps2-an500 (M7), netduinoplus2 (a real 128 KB), or host (this computer only)."""
+    toolchain: str = "auto"
+    """auto, gcc-qemu, or zig-unicorn (no root needed); the receipt names what was used."""
+    emulate: int = 400
+    """Most test images to run on the emulated chip; all of them run natively."""
+    seed: int = 0
+    """Of the split, the weights and the training order."""
+    resume: bool = False
+    """Continue an interrupted run of the same config."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def __post_init__(self) -> None:
+        budget = self.budget()
+        for name, least in (("epochs", 1), ("batch_size", 1), ("emulate", 1), ("seed", 0), ("shift_pixels", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be {least} or more; try {name}={max(1, least)}")
+        if self.image_size is not None and not 8 <= self.image_size <= 256:
+            raise ConfigError(f"image_size={self.image_size}: must be 8 to 256 pixels; try image_size=32")
+        if not self.out:
+            raise ConfigError("out='': must name a directory; try out='runs/digits'")
+        del budget
+
+    def budget(self) -> Budget:
+        """The three ceilings as numbers."""
+        return Budget.of(sram=self.sram, flash=self.flash, macs=self.macs)
+
+
+def build(config: BuildConfig, chooser: Chooser | None = None) -> Run:
+    """Do the whole job.
+
+    Args:
+        config: what to build.
+        chooser: picks the network for the images and the budget; the inverted-residual family by default.
+    Returns:
+        The finished run; ``run.path / "report.html"`` is the page to look at.
+    Raises:
+        BudgetError: no network fits (names the smallest that would do), or the linked image does not.
+        DataError: the images cannot be used, with the file at fault.
+        ToolchainError: no compiler or emulator for the board (with the lines that install them), or a fault on the chip.
+        ConfigError: the output directory exists, or an option is out of range.
+    """
+    from lilliput.jobs import build_report
+    from lilliput.jobs.deployment import deploy, require_toolchain
+
+    require_toolchain(config.board, config.toolchain)  # before an hour of training, not after
+    with Run.create(config.out, job="build", config=config, seed=config.seed, resume=config.resume) as run:
+        with run.step("load data") as step:
+            data = _load(config)
+            step.save({"data": str(data), "notes": list(data.notes)})
+        _say(config, str(data))
+        with run.step("choose network") as step:
+            choice = _choose(config, data, chooser, step)
+        _say(config, f"{choice.name}: {choice.macs:,} MACs, {choice.params:,} parameters")
+        with run.step("train") as step:
+            model, history = _train(config, data, choice, run)
+            step.save(history)
+        deployment = deploy(config, data, model, run)
+        _record(run, data, deployment)
+        build_report.write(run, config, data, choice, history, deployment)
+    return run
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The chosen network, as it can be kept in a file."""
+
+    name: str
+    spec: dict[str, Any]
+    macs: int
+    params: int
+    candidates: list[dict[str, Any]]
+    """Members that were measured, and how many were ruled out without."""
+    ruled_out: int
+
+    def network(self) -> Any:
+        """The module, with random weights."""
+        from lilliput.design import InvertedResidualSpec
+
+        return InvertedResidualSpec(**self.spec).build()
+
+
+def _say(config: BuildConfig, line: str) -> None:
+    if not config.quiet:
+        import rich
+
+        rich.print(line, flush=True)
+
+
+def _load(config: BuildConfig) -> ImageData:
+    from lilliput.data import load_images
+
+    options: dict[str, Any] = {
+        "channels": config.channels,
+        "seed": config.seed,
+        "limit": config.limit,
+        "progress": not config.quiet,
+    }
+    if config.image_size is not None:
+        return load_images(config.data, image_size=config.image_size, **options)
+    data = load_images(config.data, **options)
+    rows, columns, _ = data.image_shape
+    side = max(rows, columns)
+    while side < 16:
+        side *= 2
+    return data if rows == columns == side else load_images(config.data, image_size=side, **options)
+
+
+def _choose(config: BuildConfig, data: ImageData, chooser: Chooser | None, step: Any) -> Chosen:
+    from lilliput.design import choose, members
+    from lilliput.jobs.deployment import deployed_cost
+
+    if step.done:
+        return Chosen(**step.result)
+    if chooser is None:
+        channels, side, _ = data.input_shape
+        family = members(side, channels, len(data.class_names))
+        choice = choose(family, data.input_shape, config.budget(), deployed_cost)
+    else:
+        choice = chooser(data, config.budget())
+    measured = [
+        {"name": each.name, "fits": each.fits, **{k: v for k, v in asdict(each.cost).items() if k != "per_node"}}
+        for each in choice.candidates
+        if each.is_measured
+    ]
+    chosen = Chosen(
+        name=str(choice.spec),
+        spec=asdict(cast(Any, choice.spec)),
+        macs=choice.cost.macs,
+        params=choice.cost.params,
+        candidates=measured,
+        ruled_out=len(choice.candidates) - len(measured),
+    )
+    step.save(asdict(chosen))
+    return chosen
+
+
+def _train(config: BuildConfig, data: ImageData, choice: Chosen, run: Run) -> tuple[Any, dict[str, Any]]:
+    """The trained module in evaluation mode, and its history; from the file if an earlier attempt finished it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from lilliput.training import FitConfig, fit
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = choice.network()
+    weights = run.artifact("model.safetensors")
+    step = run.steps["train"]
+    if step.done and weights.is_file():
+        model.load_state_dict(load_file(weights))
+        return model.eval(), step.result
+    fit_config = FitConfig(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        shift_pixels=config.shift_pixels,
+        flip_horizontal=config.flip_horizontal,
+        accelerator=config.accelerator,
+        seed=config.seed,
+    )
+    checkpoint = run.path / "train.checkpoint"
+    with _threads_for(choice.macs * config.batch_size):
+        result = fit(
+            model.to(memory_format=torch.channels_last),
+            data.train,
+            data.val,
+            fit_config,
+            checkpoint=checkpoint,
+            resume=config.resume,
+            progress=not config.quiet,
+        )
+    save_file({name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}, weights)
+    checkpoint.unlink(missing_ok=True)
+    history = {
+        "epochs": [asdict(record) for record in result.history],
+        "best_epoch": result.best_epoch,
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "device": result.device,
+    }
+    return model.eval(), history
+
+
+@contextmanager
+def _threads_for(macs_per_batch: int) -> Iterator[None]:
+    """One CPU thread for tiny batches: handing over layers of microseconds costs more than it gains, far more on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if macs_per_batch < 500e6 else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _record(run: Run, data: ImageData, made: Deployment) -> None:
+    """Everything the run claims, with how it is known."""
+    test = len(data.test)
+    source = f"test split of {data.name}, seed {run.seed}"
+    plan, receipt = made.plan, made.receipt
+    run.record(
+        Evidence("accuracy.float", made.float_accuracy, "share", "measured", n=test, source=source),
+        Evidence("accuracy.int8", made.int8_accuracy, "share", "measured", n=test, source=source, detail="integer interpreter"),
+        Evidence("accuracy.host", made.host_accuracy, "share", "measured", n=test, source=source, detail=made.host_receipt.toolchain),
+        Evidence(
+            "outputs.mismatching_bytes",
+            made.mismatching_bytes,
+            "bytes",
+            "measured",
+            n=made.compared_bytes,
+            source="every output byte of the C code, natively and on the chip, against the integer interpreter",
+        ),
+        Evidence("cost.macs", plan.macs, "MACs", "counted", source="graph"),
+        Evidence("cost.params", made.params, "parameters", "counted", source="graph, batch norm included"),
+        Evidence("sram.arena", plan.arena_bytes, "bytes", "counted", source="memory plan, input included"),
+        Evidence("sram.scratch", plan.scratch_bytes, "bytes", "counted", source="memory plan"),
+    )  # fmt: skip
+    if receipt is None:
+        return
+    assert receipt.instructions is not None  # a board counts them; only the host does not
+    image = f"linked image for {receipt.board}, {receipt.toolchain}"
+    run.record(
+        Evidence(
+            "accuracy.emulated", made.emulated_accuracy, "share", "emulated", n=receipt.inferences, source=receipt.toolchain,
+            detail=f"the first {receipt.inferences} of {test} test images",
+        ),
+        Evidence("sram.stack", receipt.stack_bytes, "bytes", "emulated", n=receipt.inferences, source="painted stack, high water"),
+        Evidence("sram.static", receipt.bss_bytes, "bytes", "measured", source=image, detail=".data and .bss, arena and scratch inside"),
+        Evidence("sram.total", receipt.sram_bytes, "bytes", "emulated", source=".data, .bss and painted stack"),
+        Evidence("flash.total", receipt.flash_bytes, "bytes", "measured", source=image),
+        Evidence(
+            "instructions.per_inference", receipt.instructions, "instructions", "emulated", n=receipt.inferences,
+            source=receipt.counted_on,
+        ),
+        Evidence(
+            "instructions.per_mac", receipt.instructions / plan.macs, "instructions per MAC", "emulated", n=receipt.inferences,
+            source=receipt.counted_on,
+        ),
+    )  # fmt: skip
+
+
+def show(config: BuildConfig, run: Run) -> None:
+    """Print the verdict, the figures under it, and where the report is."""
+    assert run.report is not None
+    print(run.report.verdict)
+    for name in run.report.highlights:
+        each = run.evidence[name]
+        amount = f"{each.value:.2%}" if each.unit == "share" else f"{each.value:,.0f} {each.unit}"
+        print(f"  {name:<28} {amount} ({each.how}{f', n={each.n:,}' if each.n else ''})")
+    print(f"report: {run.path / 'report.html'}")

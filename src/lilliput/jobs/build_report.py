@@ -1,0 +1,262 @@
+"""The report of a build, as sections of data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lilliput.evidence import (
+    Bar,
+    Bars,
+    Budget,
+    EvidenceTable,
+    Figure,
+    Images,
+    Lifetime,
+    Run,
+    Section,
+    Table,
+    Text,
+    figures,
+)
+
+if TYPE_CHECKING:
+    from lilliput.data import ImageData
+    from lilliput.jobs.build import BuildConfig, Chosen
+    from lilliput.jobs.deployment import Deployment
+
+_GALLERY = 24
+
+
+def write(
+    run: Run, config: BuildConfig, data: ImageData, choice: Chosen, history: dict[str, Any], made: Deployment
+) -> None:
+    """Write the run's report."""
+    sections = [
+        _memory(run, config, made),
+        _accuracy(data, made, history),
+        _network(choice, made),
+        _layers(made),
+        _images(data, made),
+        _time(run),
+    ]
+    verdict, holds = _verdict(run, config, made)
+    names = ["accuracy.emulated" if made.receipt else "accuracy.host", "sram.total" if made.receipt else "sram.arena"]
+    names += ["flash.total", "instructions.per_inference"] if made.receipt else ["cost.macs"]
+    where = made.receipt.board if made.receipt else "this computer"
+    run.write_report(
+        sections,
+        title=f"{data.name} on {where}",
+        verdict=verdict,
+        holds=holds,
+        highlights=[*names, "outputs.mismatching_bytes"],
+    )
+
+
+def _verdict(run: Run, config: BuildConfig, made: Deployment) -> tuple[str, bool]:
+    same = made.mismatching_bytes == 0
+    bytes_said = (
+        "every output byte as the integer interpreter says"
+        if same
+        else f"{made.mismatching_bytes:,} output bytes differ"
+    )
+    if made.receipt is None:
+        return f"ran on this computer only (board=host): {bytes_said}; no chip was emulated", same
+    assert made.receipt.sram_bytes is not None
+    assert made.receipt.flash_bytes is not None
+    sram, flash = Budget.parse(config.sram), Budget.parse(config.flash)
+    fits = made.receipt.sram_bytes <= sram and made.receipt.flash_bytes <= flash
+    words = "fits" if fits else "does not fit"
+    return (
+        f"{words}: {made.receipt.sram_bytes:,} of {sram:,} bytes of SRAM, {made.receipt.flash_bytes:,} of {flash:,} bytes of flash; "
+        f"{bytes_said}",
+        fits and same,
+    )
+
+
+def _memory(run: Run, config: BuildConfig, made: Deployment) -> Section:
+    plan, receipt = made.plan, made.receipt
+    sram, flash = Budget.parse(config.sram), Budget.parse(config.flash)
+    lifetimes = [
+        Lifetime(each.source or each.name, each.start, each.stop - 1, each.offset_bytes, each.size_bytes)
+        for each in plan.lifetimes()
+    ]
+    names = [step.op.source or step.output for step in plan.steps]
+    names += ["read output"] * (max(each.last_step for each in lifetimes) + 1 - len(names))
+    blocks: list[Any] = []
+    if receipt is not None and receipt.sram_bytes is not None and receipt.flash_bytes is not None:
+        bars = [
+            Bar("SRAM, all of it", receipt.sram_bytes, sram, "bytes"),
+            Bar("flash, all of it", receipt.flash_bytes, flash, "bytes"),
+            Bar("multiply-accumulates", plan.macs, Budget.parse_count(config.macs), "MACs"),
+        ]
+        blocks.append(Bars("Cost against budget; the linker refuses an image over the first two", bars))
+        static = (receipt.bss_bytes or 0) - plan.arena_bytes - plan.scratch_bytes
+        rows: list[list[Any]] = [
+            ["activations (arena, input included)", plan.arena_bytes, "planned; equal to the linked symbol"],
+            ["scratch of the kernels", plan.scratch_bytes, "planned; equal to the linked symbol"],
+            ["variables and alignment", static, "linked image"],
+            ["stack", receipt.stack_bytes, f"painted, high water over {receipt.inferences} inferences"],
+            ["total", receipt.sram_bytes, "sum"],
+        ]
+        blocks.append(Table("Where the SRAM goes", ["part", "bytes", "how"], rows))
+    else:
+        blocks.append(
+            Text("No chip was emulated, so stack, flash and instructions are not known; the plan's own figures follow.")
+        )
+    drawing = figures.memory_lifetimes(lifetimes, budget_bytes=sram, step_names=names)
+    blocks.append(
+        Figure(
+            drawing,
+            "Memory over time",
+            f"{len(lifetimes)} tensors in an arena of {plan.arena_bytes:,} bytes over {len(plan.steps)} steps; "
+            f"the most is alive at {plan.binding}",
+            f"Each box is a tensor: as wide as it lives, as high as its bytes. The least any plan of these steps needs is "
+            f"{plan.lower_bound_bytes:,} bytes; this one takes {plan.arena_bytes:,}.",
+        )
+    )
+    if receipt is not None and receipt.flash_parts:
+        drawing = figures.flash_breakdown(receipt.flash_parts, budget_bytes=flash)
+        parts = ", ".join(f"{name} {size:,}" for name, size in receipt.flash_parts.items())
+        blocks.append(
+            Figure(drawing, "Flash by origin", f"Bytes of flash: {parts}", "From the symbols of the linked image.")
+        )
+    evidence = [name for name in run.evidence if name.startswith(("sram.", "flash.", "instructions."))]
+    blocks.append(EvidenceTable("Memory and instructions", evidence))
+    intro = "Instructions are those of the emulated processor. They are not cycles and not time: the emulator models no pipeline."
+    return Section("memory", "Memory and cost", intro, blocks)
+
+
+def _accuracy(data: ImageData, made: Deployment, history: dict[str, Any]) -> Section:
+    from lilliput.training import confusion_matrix, wilson_interval
+
+    test = len(data.test)
+    rows: list[tuple[str, float, int]] = [
+        ("float network", made.float_accuracy, test),
+        ("integer interpreter", made.int8_accuracy, test),
+    ]
+    rows.append(("C code, this computer", made.host_accuracy, test))
+    if made.receipt is not None:
+        rows.append((f"firmware, {made.receipt.board}", made.emulated_accuracy, made.receipt.inferences))
+    table = []
+    for name, share, n in rows:
+        low, high = wilson_interval(round(share * n), n)
+        table.append([name, f"{share:.2%}", f"{low:.2%} to {high:.2%}", n])
+    predictions = made.int8_outputs.argmax(1)
+    counts = confusion_matrix(made.labels, predictions, len(data.class_names))
+    wrong = int((predictions != made.labels).sum())
+    epochs = history["epochs"]
+    curves = figures.training_curves(
+        {"training": [e["train_loss"] for e in epochs], "validation": [e["val_loss"] for e in epochs]},
+        {"validation": [e["val_accuracy"] for e in epochs]},
+        best_epoch=history["best_epoch"],
+    )
+    best = epochs[history["best_epoch"] - 1]
+    return Section(
+        "accuracy",
+        "Accuracy",
+        f"{len(data.train):,} training, {len(data.val):,} validation and {test:,} test images; nothing but the last line of the job "
+        "touches the test images. " + " ".join(data.notes),
+        [
+            Table(
+                "Test accuracy, with its 95 % Wilson interval",
+                ["computed by", "accuracy", "95 % interval", "images"],
+                table,
+            ),
+            Figure(
+                figures.confusion_matrix(counts.tolist(), list(data.class_names)),
+                "Confusion matrix of the int8 network",
+                f"{wrong} of {test} test images are classified wrong; rows are the truth, columns the prediction",
+            ),
+            Figure(
+                curves,
+                "Training",
+                f"Loss and accuracy over {len(epochs)} epochs; the best by validation is epoch {history['best_epoch']} "
+                f"with {best['val_accuracy']:.2%}",
+                f"{history['images_per_second']:,.0f} images a second on {history['device']}.",
+            ),
+        ],
+    )
+
+
+def _network(choice: Chosen, made: Deployment) -> Section:
+    from lilliput.graph import Op, draw
+
+    hide = {Op.BATCH_NORM, Op.RELU, Op.RELU6, Op.RESHAPE}
+    rows = [
+        [
+            each["name"],
+            each["macs"],
+            each["params"],
+            each["sram_bytes"],
+            each["flash_bytes"],
+            "chosen" if each["fits"] else "too large",
+        ]
+        for each in choice.candidates
+    ]
+    columns = ["network", "MACs", "parameters", "SRAM bytes, planned", "flash bytes, planned", ""]
+    return Section(
+        "network",
+        "The network",
+        f"`{choice.name}` has the largest product of multiply-accumulates and parameters of those that fit. {choice.ruled_out} larger members of the family were "
+        "ruled out by exact counts and a lower bound on memory; the rest were planned in full, largest first, until one fitted.",
+        [
+            Table("Members planned in full", columns, rows),
+            Figure(
+                draw(made.graph, hide=hide),
+                "Layers",
+                f"{len(made.graph.nodes)} nodes in running order; batch norm and activations are folded into the layers shown",
+            ),
+        ],
+    )
+
+
+def _layers(made: Deployment) -> Section:
+    plan = made.plan
+    rows = []
+    for step in plan.steps:
+        shape = "x".join(map(str, plan.qgraph.tensors[step.output].shape))
+        notes = [
+            word
+            for word, is_so in (("in place", step.in_place), ("adds the skip", step.fused_add is not None))
+            if is_so
+        ]
+        kind = "view" if step.is_alias else type(step.op).__name__
+        row = [
+            step.op.source or step.output,
+            kind,
+            shape,
+            step.macs,
+            step.live_bytes,
+            step.scratch_bytes,
+            ", ".join(notes),
+        ]
+        rows.append(row)
+    columns = ["layer", "operation", "output", "MACs", "bytes alive", "scratch", "decisions"]
+    return Section("layers", "Layer by layer", "", [Table("The plan, in running order", columns, rows)])
+
+
+def _images(data: ImageData, made: Deployment) -> Section:
+    predictions = made.int8_outputs.argmax(1)
+    wrong = np.flatnonzero(predictions != made.labels)
+    right = np.flatnonzero(predictions == made.labels)
+    names = data.class_names
+    blocks = []
+    for caption, chosen in (
+        (f"The {min(len(wrong), _GALLERY)} first of {len(wrong)} that it gets wrong", wrong[:_GALLERY]),
+        (f"The first {min(len(right), _GALLERY)} that it gets right", right[:_GALLERY]),
+    ):
+        if len(chosen):
+            truth, said = ([names[each] for each in source[chosen]] for source in (made.labels, predictions))
+            blocks.append(Images.of(caption, data.test.images[chosen], truth, said))
+    return Section("images", "Test images", "What the int8 network says of images it has never seen.", blocks)
+
+
+def _time(run: Run) -> Section:
+    seconds = {name: step.seconds for name, step in run.steps.items()}
+    total = sum(seconds.values())
+    longest = max(seconds, key=seconds.__getitem__)
+    drawing = figures.time_by_step(seconds)
+    alt = f"{total:.0f} seconds in all, {seconds[longest]:.0f} of them in '{longest}'"
+    return Section("time", "Where the time went", "", [Figure(drawing, "Seconds by step", alt)])

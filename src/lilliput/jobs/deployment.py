@@ -1,0 +1,167 @@
+"""From a trained module to a receipt: quantize, plan, emit, link, run on this computer and on the chip, compare."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lilliput.evidence import Cost
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from lilliput.data import ImageData
+    from lilliput.evidence import Run
+    from lilliput.graph import Graph
+    from lilliput.jobs.build import BuildConfig
+    from lilliput.mcu import Firmware, Plan, Receipt
+    from lilliput.quantize import QuantizedGraph
+    from lilliput.training import Metrics
+
+# What a linked image needs besides the model, rounded up from images measured with both compilers: start-up code, main program and all
+# kernels; vectors and variables. The linker has the last word; a plan that these let through and it refuses is a BudgetError.
+CODE_FLASH_BYTES = 20 * 1024
+STATIC_SRAM_BYTES = 256
+
+CALIBRATION_IMAGES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Everything that was made and measured after training."""
+
+    graph: Graph
+    quantized: QuantizedGraph
+    plan: Plan
+    firmware: Firmware
+    params: int
+    float_metrics: Metrics
+    int8_outputs: np.ndarray
+    """(test images, classes) codes of the integer interpreter."""
+    labels: np.ndarray
+    host_receipt: Receipt
+    receipt: Receipt | None
+    """On the emulated chip; ``None`` when the board is the host."""
+
+    @property
+    def float_accuracy(self) -> float:
+        """Share of test images, by the float network."""
+        return self.float_metrics.accuracy
+
+    @property
+    def int8_accuracy(self) -> float:
+        """Share of test images, by the integer interpreter."""
+        return self._accuracy(self.int8_outputs)
+
+    @property
+    def host_accuracy(self) -> float:
+        """Share of test images, by the C code on this computer."""
+        return self._accuracy(self.host_receipt.output)
+
+    @property
+    def emulated_accuracy(self) -> float:
+        """Share of the emulated test images, by the firmware on the chip."""
+        assert self.receipt is not None
+        return self._accuracy(self.receipt.output)
+
+    def _accuracy(self, outputs: np.ndarray) -> float:
+        return float((outputs.argmax(1) == self.labels[: len(outputs)]).mean())
+
+    @property
+    def _compared(self) -> list[np.ndarray]:
+        return [each.output for each in (self.host_receipt, self.receipt) if each is not None]
+
+    @property
+    def mismatching_bytes(self) -> int:
+        """Output bytes of the C code that differ from the integer interpreter's."""
+        return sum(int((each != self.int8_outputs[: len(each)]).sum()) for each in self._compared)
+
+    @property
+    def compared_bytes(self) -> int:
+        """How many were compared."""
+        return sum(each.size for each in self._compared)
+
+
+def require_toolchain(board: str, toolchain: str) -> None:
+    """Raise unless this computer can compile for the board and emulate it, and compile for itself.
+
+    Raises:
+        ConfigError: no such board or toolchain.
+        ToolchainError: not installed; holds the lines that install it.
+    """
+    from lilliput.mcu.boards import find_board
+    from lilliput.mcu.toolchain import find_toolchain
+
+    find_toolchain(find_board(board), toolchain)
+    find_toolchain(find_board("host"))
+
+
+def deployed_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+    """What an untrained network would cost when deployed: its integer graph is planned as the trained one's will be."""
+    import torch
+
+    from lilliput.graph import trace
+    from lilliput.mcu import plan
+    from lilliput.quantize import quantize_int8
+
+    sample = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    graph = trace(model, sample[:1])
+    made = plan(quantize_int8(graph, sample))
+    return Cost(
+        params=graph.cost().params,
+        macs=made.macs,
+        flash_bytes=made.constant_bytes + CODE_FLASH_BYTES,
+        sram_bytes=made.arena_bytes + made.scratch_bytes + made.stack_bytes + STATIC_SRAM_BYTES,
+    )
+
+
+def deploy(config: BuildConfig, data: ImageData, model: nn.Module, run: Run) -> Deployment:
+    """The steps after training, each timed in the run."""
+    import numpy as np
+    import torch
+
+    from lilliput.graph import trace
+    from lilliput.mcu import plan
+    from lilliput.quantize import quantize_int8
+    from lilliput.training import evaluate
+
+    images, labels = data.test.tensors()
+    with run.step("test in float"):
+        float_metrics = evaluate(model, data.test)
+    with run.step("quantize"):
+        graph = trace(model, images[:1], name=data.name)
+        chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
+        calibration = data.train.tensors()[0][chosen[:CALIBRATION_IMAGES]]
+        quantized = quantize_int8(graph, calibration, method=config.calibration)
+        codes = quantized.quantize_input(images)
+        outputs = np.asarray(quantized.run(codes))
+    with run.step("plan and emit C"):
+        made = plan(quantized, sram=config.sram, flash=config.flash)
+        directory = run.artifact("firmware")
+        shutil.rmtree(directory, ignore_errors=True)  # of an interrupted attempt
+        firmware = made.emit_c(directory, target=_target(config.board), vectors=codes[:8])
+    with run.step("run on this computer"):
+        host_receipt = firmware.run(codes, board="host")
+    receipt = None
+    if config.board != "host":
+        with run.step("run on the emulated chip"):
+            receipt = firmware.run(codes[: config.emulate], board=config.board, toolchain=config.toolchain)
+    shutil.rmtree(directory / "build", ignore_errors=True)  # objects and images: anyone can make them again
+    return Deployment(
+        graph=graph,
+        quantized=quantized,
+        plan=made,
+        firmware=firmware,
+        params=graph.cost().params,
+        float_metrics=float_metrics,
+        int8_outputs=outputs,
+        labels=np.asarray(labels),
+        host_receipt=host_receipt,
+        receipt=receipt,
+    )
+
+
+def _target(board: str) -> str:
+    return "cortex-m4" if board == "host" else board
