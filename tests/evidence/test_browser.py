@@ -68,6 +68,14 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(scope="module", params=["fits", "awkward"])
+def report(request, example, tmp_path_factory):
+    """A calm report, and one with everything too long, too large or looking like markup."""
+    if request.param == "fits":
+        return example.path / "report.html"
+    return example_run(tmp_path_factory.mktemp("runs") / "over", LONG, budget_bytes=8192).path / "report.html"
+
+
 VIEWS = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
 
 
