@@ -7,6 +7,7 @@ import shutil
 from itertools import pairwise
 
 import pytest
+from example_report import example_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 ARGUMENTS = [
