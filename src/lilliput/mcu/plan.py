@@ -1,0 +1,278 @@
+"""From an integer graph to a plan: what runs in which order, what is fused or done in place, and where every byte lies.
+
+Three decisions lower the memory that a network needs: operations done in place, residual additions fused into the layer before them, and
+the order of branches. :func:`plan` compares programs that differ in them (``fusion``), orders each (``schedule``), packs the best into an
+arena (``arena``), and proves the result with two verifiers that share no code with what made it.
+
+What is counted: activations, the network's input among them, and the kernels' shared scratch. Stack is an allowance until it is measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int8
+
+from lilliput.errors import BudgetError
+from lilliput.evidence.budget import Budget
+from lilliput.mcu.arena import Block, verify_packing
+from lilliput.mcu.fusion import Candidate, smallest, storage
+from lilliput.mcu.simulate import simulate, verify_ownership
+from lilliput.quantize.qgraph import Add, Conv2d, Linear, QOp, QuantizedGraph
+
+if TYPE_CHECKING:
+    from lilliput.mcu.firmware import Firmware
+
+_CODE_BYTES = 16 * 1024
+"""Room for kernels and start-up code in the flash size that an error proposes."""
+DEFAULT_STACK_BYTES = 1024
+"""What a plan sets aside for the stack; the firmware's receipt says what was really used."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a kernel, or a reshape, which is none."""
+
+    op: QOp
+    fused_add: Add | None
+    in_place: bool
+    """The output lies on the first input's bytes (of an Add: on one of its inputs; with a fused addition: on the skip tensor's)."""
+    is_alias: bool
+    """The output is another name for the input's bytes: nothing to do."""
+    inputs: tuple[str, ...]
+    """Tensors in the kernel's order, the skip tensor of a fused addition last."""
+    output: str
+    overwrites: str | None
+    """The tensor whose buffer the output takes over."""
+    scratch_bytes: int
+    macs: int
+    live_bytes: int
+    """Bytes of the arena in use while it runs."""
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """Where one buffer lies and when: a rectangle of the report's figure."""
+
+    name: str
+    source: str
+    offset_bytes: int
+    size_bytes: int
+    start: int
+    """Index of the first step at which it is alive."""
+    stop: int
+    """Half open; the step after the last one is the caller's, who reads the outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A network with its memory decided. Made by :func:`plan`."""
+
+    qgraph: QuantizedGraph
+    steps: tuple[Step, ...]
+    offsets: Mapping[str, int]
+    """First byte in the arena of every tensor that exists; one that was fused away has none."""
+    blocks: tuple[Block, ...]
+    arena_bytes: int
+    lower_bound_bytes: int
+    """Most bytes alive at one step under the plan's decisions."""
+    scratch_bytes: int
+    stack_bytes: int
+    alignment: int
+    sram_bytes_limit: int | None = None
+    flash_bytes_limit: int | None = None
+
+    @property
+    def sram_bytes(self) -> int:
+        """Arena, scratch and the stack set aside."""
+        return self.arena_bytes + self.scratch_bytes + self.stack_bytes
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of the network's input, which is part of the arena."""
+        return self.qgraph.tensors[self.qgraph.input].bytes
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of all outputs, which are part of the arena."""
+        return sum(self.qgraph.tensors[name].bytes for name in self.qgraph.outputs)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of int8 weights and int32 biases."""
+        return self.qgraph.weight_bytes
+
+    @property
+    def constant_bytes(self) -> int:
+        """All constants that go to flash, before the kernels' padding; code comes on top."""
+        return self.qgraph.constant_bytes
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference."""
+        return sum(step.macs for step in self.steps)
+
+    @cached_property
+    def binding(self) -> str:
+        """The step during which most bytes are alive: what to shrink first."""
+        return max(self.steps, key=lambda step: step.live_bytes).output if self.steps else self.qgraph.input
+
+    @cached_property
+    def storage(self) -> Mapping[str, str]:
+        """For each tensor the one that holds its bytes."""
+        return storage(self.qgraph)
+
+    def is_overwritten(self, step: Step, name: str) -> bool:
+        """Whether the step's kernel may write over this input while it reads it: in place, from the very first byte."""
+        return self.storage[name] == step.overwrites and self.offsets[name] == self.offsets[step.output]
+
+    def lifetimes(self) -> tuple[Lifetime, ...]:
+        """Every buffer's bytes and steps, in order of their start."""
+        rows = [
+            Lifetime(b.name, self.qgraph.tensors[b.name].source, self.offsets[b.name], b.size_bytes, b.start, b.stop)
+            for b in self.blocks
+        ]
+        return tuple(sorted(rows, key=lambda row: (row.start, row.offset_bytes)))
+
+    def verify(self) -> None:
+        """Prove that no two live buffers share a byte and that each step finds its inputs as they were written.
+
+        Raises:
+            PackingError: it is not so.
+        """
+        verify_packing(self.blocks, self.offsets, self.arena_bytes, alignment=self.alignment)
+        verify_ownership(self)
+
+    def run(self, x: Any) -> Int8[np.ndarray, "batch ..."] | tuple[Int8[np.ndarray, "batch ..."], ...]:
+        """Output codes of a batch, computed in an arena of ``arena_bytes`` at the planned offsets; equal to ``qgraph.run(x)``.
+
+        Raises:
+            DataError: wrong shape or dtype, NaN or infinite values.
+        """
+        return simulate(self, x)
+
+    def emit_c(
+        self,
+        directory: str | os.PathLike[str],
+        target: str = "cortex-m4",
+        vectors: Int8[np.ndarray, "n ..."] | None = None,
+    ) -> Firmware:
+        """Write a self-contained C99 project; see :func:`lilliput.mcu.codegen.emit_c`."""
+        from lilliput.mcu.codegen import emit_c
+
+        return emit_c(self, directory, target, vectors)
+
+    def table(self) -> str:
+        """One line a step, and the totals: for people."""
+        from lilliput.mcu.listing import table
+
+        return table(self)
+
+
+def plan(
+    qgraph: QuantizedGraph,
+    sram: str | int | None = None,
+    flash: str | int | None = None,
+    *,
+    in_place: bool = True,
+    fuse_add: bool = True,
+    alignment: int = 1,
+    stack_bytes: int = DEFAULT_STACK_BYTES,
+) -> Plan:
+    """Decide order, fusion and places so that arena and scratch together are as small as found.
+
+    Switching a decision on never makes the result larger: programs without it are compared too.
+
+    Args:
+        sram: most bytes for arena, scratch and stack, as ``"16KB"`` or a number; no limit if None.
+        flash: most bytes for the constants. The linker checks the whole image again, code included.
+        in_place: let results be written over inputs that nobody needs any more.
+        fuse_add: let a layer add the skip tensor to its result, and write it over the skip tensor.
+        alignment: of every tensor, in bytes; our kernels need none.
+        stack_bytes: to set aside for the stack.
+    Raises:
+        BudgetError: it does not fit; names the step that binds, what is needed, what is allowed, what would work.
+        ConfigError: a size that cannot be read, or an alignment below 1.
+        UnsupportedOpError: no kernel for an operation.
+    """
+    sram_limit = None if sram is None else Budget.parse(sram)
+    flash_limit = None if flash is None else Budget.parse(flash)
+    planned = _plan(smallest(qgraph, in_place=in_place, fuse_add=fuse_add, alignment=alignment), alignment, stack_bytes)
+    planned.verify()
+    if sram_limit is not None and planned.sram_bytes > sram_limit:
+        bold = smallest(qgraph, in_place=True, fuse_add=True, alignment=alignment)
+        raise BudgetError(_too_much_sram(planned, _plan(bold, alignment, stack_bytes), sram_limit))
+    if flash_limit is not None and planned.constant_bytes > flash_limit:
+        raise BudgetError(_too_much_flash(planned, flash_limit))
+    return replace(planned, sram_bytes_limit=sram_limit, flash_bytes_limit=flash_limit)
+
+
+def _plan(chosen: Candidate, alignment: int, stack_bytes: int) -> Plan:
+    graph, times = chosen.program.graph, chosen.timeline
+    holder = storage(graph)
+    steps = [
+        Step(
+            op=fused.op,
+            fused_add=fused.add,
+            in_place=host is not None,
+            is_alias=fused.is_alias,
+            inputs=fused.inputs,
+            output=fused.output,
+            overwrites=host,
+            scratch_bytes=fused.scratch_bytes,
+            macs=graph.op_macs.get(fused.op.name, 0),
+            live_bytes=live,
+        )
+        for fused, host, live in zip(chosen.program.fused, times.hosts, times.live_bytes[:-1], strict=True)
+    ]
+    offsets = {name: chosen.packing.offsets[holder[name]] for name in (graph.input, *(step.output for step in steps))}
+    return Plan(
+        qgraph=graph,
+        steps=tuple(steps),
+        offsets=offsets,
+        blocks=times.blocks,
+        arena_bytes=chosen.packing.arena_bytes,
+        lower_bound_bytes=chosen.packing.lower_bound_bytes,
+        scratch_bytes=chosen.program.scratch_bytes,
+        stack_bytes=stack_bytes,
+        alignment=alignment,
+    )
+
+
+def _too_much_sram(planned: Plan, bold: Plan, limit: int) -> str:
+    graph = planned.qgraph
+    step = next((step for step in planned.steps if step.output == planned.binding), None)
+    shape = "x".join(map(str, graph.tensors[planned.binding].shape))
+    kind, module = (type(step.op).__name__, step.op.source) if step is not None else ("input", "")
+    fixes = [f"sram={planned.sram_bytes}"]
+    if bold.sram_bytes < planned.sram_bytes:
+        fixes.insert(0, f"in_place=True, fuse_add=True (needs {bold.sram_bytes:,})")
+    image = graph.tensors[graph.input].shape
+    factor = (max(0, limit - planned.scratch_bytes - planned.stack_bytes) / planned.arena_bytes) ** 0.5
+    if len(image) == 3 and min(image[:2]) * factor >= 1:
+        # Activations shrink with the image's area; channels and scratch stay.
+        height, width = (int(size * factor) // 8 * 8 or int(size * factor) for size in image[:2])  # strides round up
+        fixes.append(f"an image of {height}x{width}")
+    else:
+        fixes.append("narrower layers there")
+    return (
+        f"'{graph.name}' needs {planned.sram_bytes:,} bytes of SRAM (arena {planned.arena_bytes:,} + scratch {planned.scratch_bytes:,} "
+        f"+ stack {planned.stack_bytes:,}) > sram {limit:,}, at '{planned.binding}' ({kind}{f', module {module!r}' if module else ''}, "
+        f"{shape} int8); try {' or '.join(fixes)}"
+    )
+
+
+def _too_much_flash(planned: Plan, limit: int) -> str:
+    graph = planned.qgraph
+    weights = {step.output: step.op.weight.nbytes for step in planned.steps if isinstance(step.op, (Conv2d, Linear))}
+    largest = max(weights, key=weights.__getitem__, default="")
+    where = f", most of them in '{largest}' ({weights[largest]:,})" if largest else ""
+    return (
+        f"'{graph.name}' has {planned.constant_bytes:,} bytes of constants > flash {limit:,}{where}; code comes on top; "
+        f"try flash={planned.constant_bytes + _CODE_BYTES} or fewer channels there"
+    )
