@@ -6,12 +6,10 @@ stopped goes on from its last whole epoch to the same bits, and the caller's own
 
 from __future__ import annotations
 
-import io
 import pickle
-import random
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,13 @@ from lilliput.errors import ConfigError, DataError, LilliputError
 from lilliput.training.augment import draw_augmentation
 from lilliput.training.checkpoint import load_checkpoint, save_checkpoint
 from lilliput.training.config import EpochRecord, FitConfig, FitResult
+from lilliput.training.devices import make_fabric, put_back, share_buffers, sum_over_processes, use_channels_last
 from lilliput.training.ema import WeightAverage
 from lilliput.training.labelled import Labelled, as_labelled, check_logits, to_network
 from lilliput.training.metrics import Loss
+from lilliput.training.optimizer import make_optimizer
 from lilliput.training.order import batch_count, epoch_batches
+from lilliput.training.process_state import cpu_threads, own_random_state, seed_everything
 from lilliput.training.progress import EpochBar
 from lilliput.training.schedule import learning_rate
 
@@ -99,44 +100,63 @@ def fit(
             "flipped; use shift_pixels=0 and no flip_horizontal"
         )
     task = _Task(model, train_data, val_data, config, loss, checkpoint, resume, progress, on_epoch)
-    fabric, is_spawning = _make_fabric(config)
+    fabric, is_spawning = make_fabric(config)
     if is_spawning:
-        _check_sendable(task)
-        outcome = pickle.loads(fabric.launch(_train_in_worker, task))
+        with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
+            outcome_path = Path(folder, "outcome")
+            fabric.launch(_train_in_worker, *_as_parcel(task), outcome_path)
+            outcome = pickle.loads(outcome_path.read_bytes())
         if isinstance(outcome, LilliputError):
             raise outcome
         result, best_state = outcome
-        best_state = torch.load(io.BytesIO(best_state), weights_only=True)
     else:
         fabric.launch()
         devices = {name: value.device for name, value in model.state_dict().items()}
         try:
             result, best_state = _train(fabric, task)
         finally:
-            _put_back(model, devices)
+            put_back(model, devices)
     model.load_state_dict(best_state)
     model.eval()
     return result
 
 
-def _train_in_worker(fabric: Any, task: _Task) -> bytes:
-    """The training in one of several processes; bytes, because Fabric would try to move what is in a frozen dataclass."""
+def _as_parcel(task: _Task) -> tuple[bytes, list[Tensor]]:
+    """A task as Fabric can send it: bytes, because it would try to change a frozen dataclass, and tensors, which are shared."""
+    for name in ("model", "loss", "on_epoch"):
+        try:
+            pickle.dumps(getattr(task, name))
+        except (pickle.PicklingError, AttributeError, TypeError) as fault:
+            raise ConfigError(
+                f"devices={task.config.devices} starts a process per device, and {name} cannot be sent to it ({fault}); "
+                "define it at the top of a module, or use devices=1"
+            ) from fault
+    fields = {name: value for name, value in vars(task).items() if name not in ("train", "val")}
+    return pickle.dumps(fields), [task.train.inputs, task.train.labels, task.val.inputs, task.val.labels]
+
+
+def _train_in_worker(fabric: Any, fields: bytes, tensors: list[Tensor], outcome_path: Path) -> None:
+    """The training in one of several processes; the first leaves the outcome in a file.
+
+    Not through Fabric's queue: it is read only after the processes have ended, and more than a pipe holds keeps them from ending.
+    """
+    task = _Task(train=Labelled(*tensors[:2]), val=Labelled(*tensors[2:]), **pickle.loads(fields))
+    outcome: Any
     try:
-        result, best_state = _train(fabric, task)
+        outcome = _train(fabric, task)
     except LilliputError as fault:  # every process meets it at the same step, so none is left waiting
-        return pickle.dumps(fault)
-    buffer = io.BytesIO()
-    torch.save(best_state, buffer)
-    return pickle.dumps((result, buffer.getvalue()))
+        outcome = fault
+    if fabric.is_global_zero:
+        outcome_path.write_bytes(pickle.dumps(outcome))
 
 
 def _train(fabric: Any, task: _Task) -> tuple[FitResult, dict[str, Tensor]]:
     """All epochs, in this process; the result and the best weights on the CPU."""
     config, model = task.config, task.model
-    with _own_random_state(fabric.device), _threads(config.cpu_threads):
-        _use_channels_last(model)
+    with own_random_state(fabric.device), cpu_threads(config.cpu_threads):
+        use_channels_last(model)
         average = WeightAverage(model, config.ema) if config.ema else None
-        optimizer = _make_optimizer(model, config, fabric.device)
+        optimizer = make_optimizer(model, config, fabric.device)
         module, optimizer = fabric.setup(model, optimizer)
         if average is not None:
             average.model.to(fabric.device)
@@ -161,7 +181,7 @@ def _train(fabric: Any, task: _Task) -> tuple[FitResult, dict[str, Tensor]]:
                     break
                 start = time.perf_counter()
                 train_loss, lr = _train_epoch(fabric, module, model, average, optimizer, train, task, epoch)
-                _share_buffers(fabric, judged)
+                share_buffers(fabric, judged)
                 val_accuracy, val_loss = _validate(fabric, judged, val, task.loss, epoch, config)
                 is_best = best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
                 seconds = time.perf_counter() - start
@@ -213,7 +233,7 @@ def _train_epoch(
 ) -> tuple[float, float]:
     """One pass over the training images; the mean loss and the last step's learning rate."""
     config, rank, world = task.config, fabric.global_rank, fabric.world_size
-    _seed_everything(config.seed, epoch, rank)
+    seed_everything(config.seed, epoch, rank)
     loss_of = task.loss or _CrossEntropy(config.label_smoothing)
     augmentation = draw_augmentation(
         len(train),
@@ -254,7 +274,7 @@ def _train_epoch(
         losses[step] = loss.detach().float() * len(index)
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0 or step + 1 == steps:
             checked = _check_finite(fabric, losses, checked, step + 1, epoch, config)
-    return float(_sum_over_processes(fabric, losses.sum())) / len(train), lr
+    return float(sum_over_processes(fabric, losses.sum())) / len(train), lr
 
 
 def _validate(
@@ -275,7 +295,7 @@ def _validate(
             correct += int((logits.argmax(1) == target).sum())
             loss_sum += float((loss or F.cross_entropy)(logits, target)) * len(target)
     if fabric.world_size > 1:
-        sums = _sum_over_processes(fabric, torch.tensor([float(correct), loss_sum], device=fabric.device))
+        sums = sum_over_processes(fabric, torch.tensor([float(correct), loss_sum], device=fabric.device))
         correct, loss_sum = int(sums[0]), float(sums[1])
     if not np.isfinite(loss_sum):
         raise DivergenceError(
@@ -287,7 +307,7 @@ def _validate(
 
 def _check_finite(fabric: Any, losses: Tensor, start: int, stop: int, epoch: int, config: FitConfig) -> int:
     """Refuse to go on from a loss that is not finite; how many steps have been looked at."""
-    seen = _sum_over_processes(fabric, losses[start:stop].clone())
+    seen = sum_over_processes(fabric, losses[start:stop].clone())
     if not bool(torch.isfinite(seen).all()):
         first = start + int((~torch.isfinite(seen)).nonzero()[0])
         steps = len(losses)
@@ -309,52 +329,6 @@ class _CrossEntropy:
         return F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
 
 
-def _make_optimizer(model: nn.Module, config: FitConfig, device: torch.device) -> torch.optim.Optimizer:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
-        raise ConfigError("the model has no weights that can be trained; set requires_grad on at least one")
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    # One kernel for all tensors: with a tiny network the optimizer is otherwise a large share of a step.
-    is_fused = device.type in ("cpu", "cuda")
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=is_fused)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=is_fused)
-
-
-def _make_fabric(config: FitConfig) -> tuple[Any, bool]:
-    """Fabric for this config, and whether it will start processes of its own."""
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-
-    is_launched = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
-    if config.num_nodes > 1 and not is_launched:
-        raise ConfigError(
-            f"num_nodes={config.num_nodes}: more than one machine needs a launcher; start with torchrun or srun on each machine"
-        )
-    is_parallel = config.devices * config.num_nodes > 1
-    is_spawning = is_parallel and not is_launched
-    # Fabric's own default would run the whole program again in each process; a library can't ask that of its caller.
-    strategy = "ddp_spawn" if is_spawning else "ddp" if is_parallel else "auto"
-    try:
-        fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            precision=config.precision,
-            strategy=strategy,
-        )
-    except (RuntimeError, ValueError) as fault:
-        raise ConfigError(
-            f"accelerator={config.accelerator} devices={config.devices} precision={config.precision} cannot be had here "
-            f"({str(fault).splitlines()[0]}); try accelerator=cpu devices=1 precision=32-true"
-        ) from fault
-    return fabric, is_spawning
-
-
 def _check_request(config: FitConfig, loss: Loss | None, checkpoint: Path | None, resume: bool) -> None:
     if loss is not None and config.label_smoothing:
         raise ConfigError(
@@ -365,17 +339,6 @@ def _check_request(config: FitConfig, loss: Loss | None, checkpoint: Path | None
         raise ConfigError("resume=True without a checkpoint: name the file to go on from")
     if checkpoint is not None and checkpoint.exists() and not resume:
         raise ConfigError(f"{checkpoint}: a checkpoint is there already; go on from it with resume=True, or delete it")
-
-
-def _check_sendable(task: _Task) -> None:
-    for name in ("model", "loss", "on_epoch"):
-        try:
-            pickle.dumps(getattr(task, name))
-        except (pickle.PicklingError, AttributeError, TypeError) as fault:
-            raise ConfigError(
-                f"devices={task.config.devices} starts a process per device, and {name} cannot be sent to it ({fault}); "
-                "define it at the top of a module, or use devices=1"
-            ) from fault
 
 
 def _restore(
@@ -397,64 +360,5 @@ def _is_out_of_patience(config: FitConfig, best: EpochRecord | None, epochs_done
     return bool(config.patience) and best is not None and epochs_done - best.epoch >= config.patience
 
 
-def _share_buffers(fabric: Any, module: nn.Module) -> None:
-    """Batch-norm statistics of the first process for all, so that all validate the same network."""
-    if fabric.world_size > 1:
-        for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, src=0)
-
-
-def _sum_over_processes(fabric: Any, value: Tensor) -> Tensor:
-    return fabric.all_reduce(value, reduce_op="sum") if fabric.world_size > 1 else value
-
-
 def _state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
-
-
-def _use_channels_last(model: nn.Module) -> None:
-    """Store convolution kernels channel by channel, which depthwise and 1x1 kernels run faster on (1.3 times on one CPU core)."""
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def _put_back(model: nn.Module, devices: dict[str, torch.device]) -> None:
-    """The model on the device and in the memory layout it came in, also after an error."""
-    model.zero_grad()
-    if devices:
-        model.to(next(iter(devices.values())))
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()
-
-
-@contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Let the training seed what it likes and give the caller's random state back, whatever happens."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Torch on this many CPU threads; 0 leaves it alone."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _seed_everything(seed: int, epoch: int, rank: int) -> None:
-    """Torch, NumPy and Python from (seed, epoch, process), for dropout and whatever else a model draws."""
-    torch_seed, numpy_seed, python_seed = np.random.SeedSequence([seed, epoch, 2, rank]).generate_state(3)
-    torch.manual_seed(int(torch_seed))
-    np.random.seed(int(numpy_seed))
-    random.seed(int(python_seed))
