@@ -163,7 +163,7 @@ def prepared(build: Callable[[], nn.Module], shape: tuple[int, ...], seed: int =
     return model.eval(), data[:128], data[128:]
 
 
-def signal_to_noise_db(model: nn.Module, outputs: Tensor, x: Tensor) -> float:
+def signal_to_noise_db(model: Callable[[Tensor], Tensor], outputs: Tensor, x: Tensor) -> float:
     """10 log10 of the float output's variance over the mean squared difference."""
     with torch.no_grad():
         truth = model(x)

@@ -155,4 +155,4 @@ def round_half_away(x: np.ndarray | float) -> np.ndarray:
     """Nearest integers as int64, ties away from zero: C's round(), not Python's."""
     x = np.asarray(x, dtype=np.float64)
     whole = np.trunc(x)
-    return (whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0.0)).astype(np.int64)
+    return np.asarray(whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0.0), dtype=np.int64)

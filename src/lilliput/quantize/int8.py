@@ -20,6 +20,7 @@ from torch import nn
 
 from lilliput.errors import ConfigError, DataError, UnsupportedOpError
 from lilliput.graph import Graph, trace
+from lilliput.graph.ops import RULES
 from lilliput.quantize.calibration import calibration_batches, check_shapes, is_pixel_grid, observe_ranges
 from lilliput.quantize.fold import fold_affine
 from lilliput.quantize.lower import SUPPORTED_OPS, lower
@@ -113,6 +114,11 @@ def _refuse_unsupported(graph: Graph) -> None:
             raise UnsupportedOpError(
                 f"int8 quantization has no rule for '{node.op}' (value '{node.name}', module '{node.source}'); "
                 f"it has rules for {', '.join(sorted(SUPPORTED_OPS))}"
+            )
+        if RULES[node.op].mixes_batch(node):
+            raise UnsupportedOpError(
+                f"int8 quantization: '{node.op}' (value '{node.name}', module '{node.source}') uses axis 0 as more than a batch; "
+                "each sample must be computed by itself, with the batch as the first axis"
             )
 
 

@@ -416,8 +416,6 @@ class _Lowering:
         else:
             self._require_standard_inputs(node)
             order = None
-        if node["dim"] == 0:
-            raise self._unsupported(node, "along the batch", "it joins channels, features, rows or columns")
         # The range goes unused where all inputs agree already, as pieces of one value do.
         same = {(self.tensors[name].scale, self.tensors[name].zero_point) for name in node.inputs}
         y = self._same_codes(node, order) if len(same) == 1 else self._output(node, 0.0, order)
@@ -455,8 +453,6 @@ class _Lowering:
 
     def _reshape(self, node: Node) -> None:
         shape = self.graph.shape(node.name)
-        if FLOAT_RULES[Op.RESHAPE].mixes_batch(node) or len(shape) < 2:
-            raise self._unsupported(node, f"to {list(shape)}, which mixes samples", "the batch stays the first axis")
         order = self.orders[node.inputs[0]]
         if len(shape) != 2 and not np.array_equal(order, self._standard_order(node.name)):
             raise self._unsupported(
