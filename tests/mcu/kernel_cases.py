@@ -125,7 +125,7 @@ def _add_scales(rng: np.random.Generator) -> dict[str, tuple[int, int, int]]:
     first, second, out = np.exp(rng.uniform(-2, 2, 3))
     kind = rng.integers(5)
     if kind == 0:
-        first = second
+        second, out = first, 2 * first  # every odd sum is a tie
     elif kind == 1:
         second = 4 * first  # ties
     largest = 2 * max(first, second)

@@ -69,13 +69,15 @@ def scale_constants(
     bias, multiplier, shift = (each.astype(np.int64) for each in (folded_bias, multiplier, shift))
     magnitude = np.abs(weight.astype(np.int64)).sum(axis=1)
 
-    # A channel of zeros always gives one code; with the factor 1/4 and four times that value it has a plain scale too, whatever it had.
-    constant = np.clip(multiply_by_quantized_multiplier(bias, multiplier, shift), -512, 512)
-    dead = (magnitude == 0) | (multiplier == 0)
-    constant = np.where(multiplier == 0, 0, constant)
-    plain_bias, plain_multiplier = np.where(dead, 4 * constant, bias), np.where(dead, 2**30, multiplier)
-    plain_multiplier = np.where(multiplier == 0, 0, plain_multiplier)
-    right = np.where(dead, 1, -shift)
+    # A channel that gives one code whatever comes in (zeros; or so small a factor that every sum rounds to 0) can have any scale: it gets
+    # 1/4, and four times that value as its bias.
+    bound = np.abs(bias) + 128 * magnitude
+    vanishes = (multiplier == 0) | ((shift < 0) & (bound < 2 ** np.maximum(-shift - 1, 0)))
+    constant = np.where(vanishes, 0, multiply_by_quantized_multiplier(bias, multiplier, shift))
+    is_constant = vanishes | (magnitude == 0)
+    plain_bias = np.where(is_constant, 4 * np.clip(constant, -512, 512), bias)
+    plain_multiplier = np.where(vanishes, 0, np.where(is_constant, 2**30, multiplier))
+    right = np.where(is_constant, 1, -shift)
 
     fits = np.abs(plain_bias) + 128 * magnitude < _LARGEST_PLAIN_SUM
     is_plain = bool((fits & (right >= 1) & (right <= _LARGEST_PLAIN_SHIFT)).all())
