@@ -234,7 +234,7 @@ def _with_bar(pictures: Iterator[_Picture], count: int, progress: bool) -> Itera
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(pictures, description="reading images", total=count, console=Console(stderr=True), transient=True)
+    yield from track(pictures, description="reading images", total=count, console=Console(stderr=True))
 
 
 def _subfolders(path: Path) -> list[Path]:

@@ -135,7 +135,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _unknown(given: str, path: Path) -> str:
     """What to say about a name that is neither a known data set nor a path."""
-    nearby = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    nearby = sorted(e.name for e in path.parent.iterdir() if not e.name.startswith(".")) if path.parent.is_dir() else []
     close = difflib.get_close_matches(given, list(NAMED), n=1, cutoff=0.5)
     close += [str(path.parent / name) for name in difflib.get_close_matches(path.name, nearby, n=2, cutoff=0.6)]
     meant = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
