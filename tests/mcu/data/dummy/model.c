@@ -23,8 +23,19 @@ enum { UNDEFINED = 1, JUMP, LOAD, LOOP, SPIN, RECURSE, FLOAT, OVERFLOW, OUTSIDE,
 #ifdef __arm__
 void ll_exit(uint32_t status); /* port/semihosting.c */
 
-static void spin(uint32_t count) { /* exactly 2 * count instructions */
-    __asm__ volatile("1: subs %0, %0, #1\n\tbne 1b" : "+r"(count)::"cc");
+/* Exactly 6 instructions a turn, of every length class: 16 bits, and 32 bits with each of the three leading patterns. */
+static void spin(uint32_t count) {
+    uint32_t a = 1;
+    __asm__ volatile(
+        "1: add.w %1, %1, %1, lsl #1\n\t" /* 0xEB.. */
+        "movw %1, #5\n\t"                  /* 0xF2.. */
+        "ldr.w %1, [sp, #0]\n\t"           /* 0xF8.. */
+        "mov %1, %0\n\t"
+        "subs %0, %0, #1\n\t"
+        "bne 1b"
+        : "+l"(count), "+r"(a)
+        :
+        : "cc");
 }
 #endif
 
@@ -76,5 +87,5 @@ void ll_model_run(void) {
     }
     memset(ll_scratch, 0, sizeof ll_scratch);
     ll_dot(ll_arena, ll_weights, ll_arena + 32, 4, 16);
-    runs++;
+    if (runs++ == 0) ll_arena[32] = 99; /* .data was not initialised */
 }
