@@ -104,6 +104,12 @@ def test_every_picture_says_in_words_what_it_shows(page):
     assert [attrs["alt"] for attrs, _ in page.all("img")][8] == "Image 9, is 8, network says 0"
 
 
+def test_tiny_images_are_enlarged_pixel_by_pixel_and_photographs_are_not(tmp_path):
+    tiny, photograph = (Images.of("c", np.zeros((1, side, side, 3), np.uint8)) for side in (95, 96))
+    page = page_of(tmp_path, [Section("a", "A", blocks=[tiny, photograph])])
+    assert [attrs.get("class") for attrs, _ in page.all("img")] == ["pixelated", None]
+
+
 def test_the_page_asks_for_nothing_outside_itself(example, page):
     html = (example.path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r"https?://|//[a-z]+\.", html) == []
