@@ -45,9 +45,7 @@ def test_a_drawing_is_the_same_bytes_each_time_whatever_the_users_settings(name)
 
     first = DRAWINGS[name]()
     before = dict(matplotlib.rcParams)
-    with matplotlib.rc_context(
-        {"font.size": 30, "svg.hashsalt": None, "svg.fonttype": "path", "xtick.major.size": 20}
-    ):
+    with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None, "svg.fonttype": "path", "xtick.major.size": 20}):
         assert DRAWINGS[name]() == first
     assert dict(matplotlib.rcParams) == before
 
