@@ -41,9 +41,8 @@ def load_checkpoint(path: Path, config: FitConfig, data_digest: str) -> dict[str
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as fault:
-        raise DataError(
-            f"{path}: cannot be read as a checkpoint ({str(fault).splitlines()[0]}); delete it and train afresh"
-        ) from fault
+        reason = (str(fault) or type(fault).__name__).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as a checkpoint ({reason}); delete it and train afresh") from fault
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise DataError(f"{path}: not a checkpoint of format {FORMAT} (found {found}); delete it and train afresh")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lilliput.errors import ConfigError
 from lilliput.training.config import FitConfig
 
+SPAWN_STRATEGY = "ddp_spawn"
+
 
 def make_fabric(config: FitConfig) -> tuple[Any, bool]:
     """Fabric for this config, and whether it will start processes of its own."""
@@ -24,7 +26,7 @@ def make_fabric(config: FitConfig) -> tuple[Any, bool]:
     is_parallel = config.devices * config.num_nodes > 1
     is_spawning = is_parallel and not is_launched
     # Fabric's own default would run the whole program again in each process; a library can't ask that of its caller.
-    strategy = "ddp_spawn" if is_spawning else "ddp" if is_parallel else "auto"
+    strategy = SPAWN_STRATEGY if is_spawning else "ddp" if is_parallel else "auto"
     try:
         fabric = Fabric(
             accelerator=config.accelerator,

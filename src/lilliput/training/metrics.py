@@ -132,7 +132,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
     >>> lower, upper = wilson_interval(355, 360)
     >>> print(f"{lower:.4f} {upper:.4f}")
-    0.9680 0.9941
+    0.9679 0.9941
     """
     from scipy.stats import binomtest
 
