@@ -49,7 +49,7 @@ LIFETIMES = (
     Lifetime("pool", 7, 8, 0, 256),
     Lifetime("logits", 8, 8, 256, 10),
 )
-STEPS = ("load", "choose", "train", "quantize", "emit", "emulate")
+STEPS = ("load", "choose", "train", "quantize", "emit", "run on the emulated chip")
 
 
 def example_run(path: Path, classes: list[str] | None = None, budget_bytes: int = 16384, job: str = "build") -> Run:

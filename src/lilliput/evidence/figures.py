@@ -245,7 +245,7 @@ def time_by_step(seconds: Mapping[str, Number]) -> str:
     if not seconds or min(seconds.values()) < 0:
         raise ConfigError(f"time by step: {dict(seconds)}; needs at least one step, none below 0 seconds")
     longest, total = max(seconds.values()) or 1.0, sum(seconds.values()) or 1.0
-    names = [_cut(name, 18) for name in seconds]
+    names = [_cut(name, 24) for name in seconds]
     left, row, right = 14 + 6.4 * max(map(len, names)), 24.0, 136.0
     with canvas(_WIDTH, row * len(seconds) + 8) as drawing:
         axes = _axes(drawing, left, 4, _WIDTH - left - right, row * len(seconds))
