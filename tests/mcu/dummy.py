@@ -12,7 +12,11 @@ from lilliput.mcu.firmware import Firmware
 from lilliput.mcu.toolchain import find_toolchain
 
 DUMMY = Path(__file__).parent / "data" / "dummy"
-SCENARIOS = "undefined jump load loop spin recurse float overflow outside wide lockup leave".split()  # as in model.c
+# As in model.c.
+SCENARIOS = (
+    *("undefined", "jump", "load", "loop", "spin", "recurse"),
+    *("float", "overflow", "outside", "wide", "lockup", "leave"),
+)
 
 
 def needs(board: str, toolchain: str = "auto") -> None:

@@ -6,8 +6,10 @@ the image is the same kind of ELF file. On the host a C compiler is enough.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -149,12 +151,13 @@ def find_tool(name: str) -> Tool | None:
     for program in candidates:
         path = shutil.which(program)
         if path is not None:
-            return Tool(name, (path,), _version(path))
+            return Tool(name, (path,), _version(path, os.stat(path).st_mtime_ns))
     return None
 
 
-def _version(program: str) -> str:
-    """The first line of ``--version``, shortened to the number where there is one."""
+@functools.cache
+def _version(program: str, modified_ns: int) -> str:
+    """The number in ``--version``, or its first line; asked once while the program stays as it is."""
     try:
         lines = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired) as error:
