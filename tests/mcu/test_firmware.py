@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lilliput.errors import BudgetError, ConfigError, DataError, ToolchainError
+from lilliput.mcu.boards import PORT_SRAM_BYTES
 from lilliput.mcu.firmware import Firmware
 from mcu.dummy import dummy_expected, make_dummy, misbehaving, needs
 
@@ -146,6 +147,13 @@ def test_an_image_over_budget_does_not_link_and_the_message_says_by_how_much(dum
         BudgetError, match=f"flash is 100 bytes short: needs {flash_bytes:,} bytes, limit {flash_bytes - 100:,} "
     ):
         make_dummy(tmp_path / "long", flash_bytes=flash_bytes - 100).run(dummy_inputs, "mps2-an386", toolchain)
+
+
+@COMPILERS
+def test_a_plan_that_leaves_room_for_the_port_links(tmp_path, toolchain):
+    needs("mps2-an386", toolchain)
+    model_bytes = 48 + 24 + 512 + 4  # arena, scratch, stack, and the variable that the dummy model has of its own
+    make_dummy(tmp_path / "tight", sram_bytes=model_bytes + PORT_SRAM_BYTES).build("mps2-an386", toolchain)
 
 
 @COMPILERS
