@@ -186,6 +186,14 @@ def test_mean_multiplier_is_close_to_scale_over_count(sx: float, sy: float, coun
     assert abs(real / (Fraction(sx) / Fraction(sy) / count) - 1) < Fraction(1, 2**28)
 
 
+def test_mean_multiplier_is_divided_as_an_integer_and_cut_off() -> None:
+    # 1 is (2**30, 1); raised by the one bit that 3 leaves room for, 2**31 // 3 = 715,827,882.67 cut off.
+    assert mean_multiplier(0.5, 0.5, 3) == (715_827_882, 0)
+    # 49 leaves room for five bits: 2**35 // 49 = 701,219,709.06 cut off.
+    assert mean_multiplier(0.5, 0.5, 49) == (2**35 // 49, -4)
+    assert mean_multiplier(0.5, 0.5, 64) == (2**30, -5)
+
+
 def test_round_half_away_is_not_pythons_round() -> None:
     assert round_half_away(np.array([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.49999999999999994, 2.4])).tolist() == [
         *[1, 2, 3, -1, -2, -3],

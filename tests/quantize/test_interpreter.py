@@ -269,6 +269,14 @@ def test_floats_are_quantized_first_and_come_channels_first() -> None:
     assert (graph.run(x) == graph.run(graph.quantize_input(x))).all()
 
 
+def test_a_batch_that_is_cut_into_chunks_gives_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, x = small(), codes(11, 4, 5, 3)
+    whole = graph.run(x)
+    monkeypatch.setattr("lilliput.quantize.interpreter.CHUNK_ELEMENTS", 130)  # two samples of 60 at once
+    assert (graph.run(x) == whole).all()
+    assert graph.run(x[:0]).shape == (0, 4, 5, 2)
+
+
 def test_dequantizing_gives_the_float_models_layout_within_half_a_step() -> None:
     graph = small()
     x = RNG.uniform(-5, 5, size=(2, 3, 4, 5)).astype(np.float32)

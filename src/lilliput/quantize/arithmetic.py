@@ -62,11 +62,9 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
 
 def saturating_rounding_doubling_high_mul(a: Int64[np.ndarray, "*#shape"], b: Integers) -> Int64[np.ndarray, "*shape"]:
     """The high half of 2ab for int32 a and b: ab / 2**31 with ties towards plus infinity; only INT32_MIN squared saturates."""
-    product = a * b
-    nudged: Int64[np.ndarray, "*shape"] = product + np.where(product >= 0, 2**30, 1 - 2**30)
-    # C divides towards zero, numpy's >> towards minus infinity.
-    high = np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
-    return np.minimum(high, INT32_MAX)
+    # The kernels add 2**30, or 1 - 2**30 below zero, and divide towards zero; flooring makes that one rule for both signs.
+    nudged: Int64[np.ndarray, "*shape"] = a * b + 2**30
+    return np.minimum(nudged >> 31, INT32_MAX)
 
 
 def rounding_divide_by_pot(x: Int64[np.ndarray, "*#shape"], exponent: Integers) -> Int64[np.ndarray, "*shape"]:

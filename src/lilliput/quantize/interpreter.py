@@ -38,6 +38,10 @@ from lilliput.quantize.softmax import softmax
 Codes = Int8[np.ndarray, " batch ..."]
 
 
+CHUNK_ELEMENTS = 2**20
+"""Most elements of the largest tensor at once: the work then stays in the processor's cache, and its memory is bounded."""
+
+
 def run(graph: QuantizedGraph, codes: Codes, observe: Callable[[str, Codes], None] | None = None) -> tuple[Codes, ...]:
     """Output codes for a batch of input codes. ``observe(name, codes)`` sees the input and every operation's result.
 
@@ -50,6 +54,14 @@ def run(graph: QuantizedGraph, codes: Codes, observe: Callable[[str, Codes], Non
             f"integer graph '{graph.name}': input codes have shape {list(codes.shape)}; must be (batch, "
             f"{', '.join(str(size) for size in expected)}), channels last"
         )
+    samples = max(1, CHUNK_ELEMENTS // max(tensor.bytes for tensor in graph.tensors.values()))
+    if observe is not None or len(codes) <= samples:
+        return _run(graph, codes, observe)
+    parts = [_run(graph, codes[start : start + samples], None) for start in range(0, len(codes), samples)]
+    return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+
+
+def _run(graph: QuantizedGraph, codes: Codes, observe: Callable[[str, Codes], None] | None) -> tuple[Codes, ...]:
     live: dict[str, Codes] = {graph.input: codes}
     last_use = {name: index for index, op in enumerate(graph.ops) for name in op.inputs}
     if observe is not None:
@@ -81,7 +93,7 @@ def _conv2d(op: Conv2d, inputs: Sequence[Codes], x: Sequence[QTensor], y: QTenso
     for (row, column), tap in taps:
         weight = op.weight[:, row, column, :].astype(np.float64)
         if in_per_group == 1:
-            accumulator += np.repeat(tap, out_per_group, axis=-1) * weight[:, 0]
+            accumulator += (np.repeat(tap, out_per_group, axis=-1) if out_per_group > 1 else tap) * weight[:, 0]
             continue
         for group in range(op.groups):
             out = slice(group * out_per_group, (group + 1) * out_per_group)
