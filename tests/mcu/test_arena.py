@@ -91,6 +91,15 @@ def test_small_sets_with_ties_are_as_low_as_an_exhaustive_search_finds() -> None
         assert packing.arena_bytes == exhaustive_arena_bytes(blocks, tied), f"seed {seed}"
 
 
+def test_a_short_result_over_a_long_buffer_is_not_left_in_its_neighbours_way() -> None:
+    # at opposite ends the pair would be a at 0 and b at 30, and b's rest at 30 to 35 would stand where c must go
+    blocks = [Block("a", 30, 0, 2), Block("b", 20, 1, 2), Block("rest", 5, 2, 4), Block("c", 40, 3, 5)]
+    packing = pack(blocks, tied=[("b", "rest")])
+    verify_packing(blocks, packing.offsets, packing.arena_bytes)
+    assert packing.offsets["b"] == packing.offsets["rest"]
+    assert packing.arena_bytes == packing.lower_bound_bytes == 50
+
+
 def exhaustive_arena_bytes(blocks: list[Block], tied: list[tuple[str, str]]) -> int:
     """Lowest arena over every order of dropping the groups as low as they go, byte by byte."""
     partner = dict(tied)

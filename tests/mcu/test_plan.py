@@ -2,6 +2,7 @@
 
 import random
 import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -88,8 +89,8 @@ def test_published_networks_give_the_interpreters_bytes(make) -> None:
 
 @pytest.fixture(scope="module")
 def random_plans() -> list[dict[tuple[bool, bool], Plan]]:
-    """For each of 40 random networks its four plans, by (in_place, fuse_add)."""
-    graphs = [random_network(seed) for seed in range(40)]
+    """For each of 30 random networks its four plans, by (in_place, fuse_add)."""
+    graphs = [random_network(seed) for seed in range(30)]
     return [
         {(a, b): plan(graph, in_place=a, fuse_add=b, alignment=(1, 4)[seed % 2]) for a, b in SWITCHES}
         for seed, graph in enumerate(graphs)
@@ -121,7 +122,7 @@ def test_decisions_never_cost_memory(random_plans) -> None:
         assert total[True, True] <= min(total[True, False], total[False, True]), f"seed {seed}"
         assert max(total[True, False], total[False, True]) <= total[False, False], f"seed {seed}"
         saved += total[True, True] < total[False, False]
-    assert saved > 20
+    assert saved > 15
 
 
 def test_arenas_of_random_networks_are_within_five_percent_of_their_bound(random_plans) -> None:
@@ -183,10 +184,10 @@ def test_a_fused_addition_is_written_over_a_dying_skip_tensor_and_beside_a_livin
 
 def test_an_addition_is_not_written_over_a_skip_tensor_that_its_convolution_reads_around_the_pixel() -> None:
     net = Network("self", (8, 8, 8), seed=3)
-    x = net.conv("x", 8, 3)
+    x = net.conv("x", 8, 5)  # its kernel's scratch is larger than what fusing takes
     graph = net.graph(net.add(net.conv(x, 8, 3), x))
     planned = plan(graph)
-    assert all(step.overwrites is None for step in planned.steps if step.fused_add is not None)
+    assert [step.overwrites for step in planned.steps if step.fused_add is not None] == [None]
     assert same(planned.run(codes(graph, 2)), graph.run(codes(graph, 2)))
 
 
@@ -231,34 +232,52 @@ def timeline_of_given_order(graph: QuantizedGraph) -> int:
     return timeline(tasks, sizes, {graph.input}, set(graph.outputs)).peak_bytes
 
 
+def random_tasks(seed: int) -> tuple[list[Task], dict[str, int], set[str]]:
+    """Seven tasks on a few buffers of very different size, some of which may be written over."""
+    rng = random.Random(seed)
+    sizes = {"x": rng.randint(1, 20)}
+    tasks: list[Task] = []
+    for index in range(7):
+        reads = tuple(dict.fromkeys(rng.choice(list(sizes)) for _ in range(rng.randint(1, 2))))
+        sizes[f"t{index}"] = rng.choice([1, 2, 5, 30, 40])
+        hosts = tuple(name for name in reads if sizes[name] >= sizes[f"t{index}"] and rng.random() < 0.4)
+        tasks.append(Task(f"t{index}", reads, f"t{index}", hosts, tuple(int(n[1:]) for n in reads if n != "x")))
+    read = {name for task in tasks for name in task.reads}
+    return tasks, sizes, set(sizes) - read
+
+
+def legal_orders(tasks: list[Task], done: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    if len(done) == len(tasks):
+        yield done
+    for index, task in enumerate(tasks):
+        if index not in done and set(task.after) <= set(done):
+            yield from legal_orders(tasks, (*done, index))
+
+
+def peak_bytes(order: Sequence[int], tasks: list[Task], sizes: dict[str, int], outputs: set[str]) -> int:
+    """Counted from the definition: a buffer is alive from its making until its last reader has run."""
+    alive, peak = {"x"}, sizes["x"]
+    for position, index in enumerate(order):
+        later = {name for i in order[position + 1 :] for name in tasks[i].reads} | outputs
+        is_hosted = any(name not in later for name in tasks[index].hosts)
+        peak = max(peak, sum(sizes[name] for name in alive) + (0 if is_hosted else sizes[tasks[index].name]))
+        alive = {name for name in (*alive, tasks[index].name) if name in later}
+    return peak
+
+
 def test_the_order_found_for_small_programs_is_the_best_of_all() -> None:
-    for seed in range(60):
-        rng = random.Random(seed)
-        names = ["x"]
-        tasks = []
-        for index in range(7):
-            reads = tuple(dict.fromkeys(rng.choice(names[-4:]) for _ in range(rng.randint(1, 2))))
-            hosts = reads[:1] if rng.random() < 0.3 else ()
-            tasks.append(Task(f"t{index}", reads, f"t{index}", hosts, tuple(int(n[1:]) for n in reads if n != "x")))
-            names.append(f"t{index}")
-        sizes = {name: rng.randint(1, 50) for name in names}
-        for task in tasks:
-            if task.hosts:
-                sizes[task.name] = min(sizes[task.name], sizes[task.hosts[0]])
-        read = {name for task in tasks for name in task.reads}
-        outputs = set(names) - read
-
-        def peak(order, tasks=tasks, sizes=sizes, outputs=outputs) -> int:
-            return timeline([tasks[i] for i in order], sizes, {"x"}, outputs).peak_bytes
-
-        def orders(done: tuple[int, ...], tasks=tasks):
-            if len(done) == len(tasks):
-                yield done
-            for i, task in enumerate(tasks):
-                if i not in done and set(task.after) <= set(done):
-                    yield from orders((*done, i))
-
-        assert peak(best_order(tasks, sizes, {"x"}, outputs)) == min(map(peak, orders(()))), f"seed {seed}"
+    improved = 0
+    for seed in range(150):
+        tasks, sizes, outputs = random_tasks(seed)
+        peaks = {order: peak_bytes(order, tasks, sizes, outputs) for order in legal_orders(tasks)}
+        found = best_order(tasks, sizes, {"x"}, outputs)
+        given = tuple(range(7))
+        assert peaks[found] == min(peaks.values()), f"seed {seed}"
+        assert found == given or peaks[found] < peaks[given], f"seed {seed}: moved for nothing"
+        times = timeline([tasks[i] for i in found], sizes, {"x"}, outputs)
+        assert times.peak_bytes == peaks[found], f"seed {seed}"
+        improved += peaks[found] < peaks[given]
+    assert improved > 40
 
 
 def test_a_program_with_too_many_orders_for_an_exact_search_still_gets_a_better_one() -> None:
@@ -288,14 +307,11 @@ def with_offset(planned: Plan, name: str, change: int) -> Plan:
 @pytest.mark.parametrize("make", [resnet8, ds_cnn, vww])
 def test_a_buffer_moved_by_one_byte_is_caught(make, change: int) -> None:
     planned = plan(make(seed=5), in_place=False)
-    x = codes(planned.qgraph, 1)
+    x = codes(planned.qgraph, 4)  # one byte may be rounded away on the way to the end, hardly in four images
     expected = planned.qgraph.run(x)
-    broken = {name for name in planned.offsets if planned.storage[name] == name}
-    touching = [
-        name for name in broken if planned.offsets[name] + change >= 0 and has_tight_neighbour(planned, name, change)
-    ]
+    touching = [name for name in planned.offsets if has_tight_neighbour(planned, name, change)]
     assert touching
-    for name in touching[:3]:
+    for name in touching:
         moved = with_offset(planned, name, change)
         with pytest.raises(PackingError):
             moved.verify()
@@ -304,7 +320,9 @@ def test_a_buffer_moved_by_one_byte_is_caught(make, change: int) -> None:
 
 def has_tight_neighbour(planned: Plan, name: str, change: int) -> bool:
     """Whether a buffer alive with this one begins or ends where it would go."""
-    block = next(block for block in planned.blocks if block.name == name)
+    block = next((block for block in planned.blocks if block.name == name), None)
+    if block is None or planned.offsets[name] + change < 0:
+        return False
     first, end = planned.offsets[name], planned.offsets[name] + block.size_bytes
     for other in planned.blocks:
         together = max(block.start, other.start) < min(block.stop, other.stop)
