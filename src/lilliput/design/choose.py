@@ -2,7 +2,7 @@
 
 Multiply-accumulates times parameters stand for capacity: of the members that fit, the one with the most is taken. The product keeps
 the choice from wide shallow nets (many multiply-accumulates, few parameters) and from narrow deep ones. That is a rule of thumb, not a
-proof of accuracy. Counting by forward hooks without data gives each member's multiply-accumulates and parameters
+proof of accuracy. Counting by forward hooks gives each member's multiply-accumulates and parameters
 exactly and its memory from below; only members that this cannot rule out are measured, largest first, until one fits.
 """
 
@@ -65,7 +65,11 @@ def graph_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
 
 
 def choose(
-    family: Iterable[Spec], input_shape: tuple[int, ...], budget: Budget, measure: Measure = graph_cost
+    family: Iterable[Spec],
+    input_shape: tuple[int, ...],
+    budget: Budget,
+    measure: Measure = graph_cost,
+    overhead: Cost | None = None,
 ) -> Choice:
     """The member with the largest capacity (multiply-accumulates times parameters) among those within the budget.
 
@@ -74,11 +78,12 @@ def choose(
         input_shape: (channel, height, width).
         budget: ceilings on what ``measure`` returns.
         measure: exact cost of a member as it will be deployed; it may add to the graph's cost but never be below it.
+        overhead: bytes of flash and SRAM that ``measure`` adds to every member at least; it rules out more without measuring.
     Raises:
         BudgetError: no member fits; the message holds the needs of the one that comes closest.
     """
     bounds = sorted(
-        ((_lower_bound(spec.build().eval(), input_shape), index, spec) for index, spec in enumerate(family)),
+        ((_lower_bound(spec, input_shape, overhead or Cost()), index, spec) for index, spec in enumerate(family)),
         key=lambda row: (-row[0].macs * row[0].params, row[1]),
     )
     candidates: list[Candidate] = []
@@ -94,12 +99,13 @@ def choose(
     raise BudgetError(_nothing_fits([(bound, spec) for bound, _, spec in bounds], input_shape, budget, measure))
 
 
-def _lower_bound(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+def _lower_bound(spec: Spec, input_shape: tuple[int, ...], overhead: Cost) -> Cost:
     """Parameters and multiply-accumulates exactly; of memory, the largest input and output of one layer together.
 
     A depthwise convolution may run in place, so it counts with the larger of the two.
     """
     macs = peak = 0
+    model = spec.build().eval()
 
     def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal macs, peak
@@ -114,11 +120,13 @@ def _lower_bound(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     handles = [layer.register_forward_hook(count) for layer in layers]
     with torch.no_grad():
-        model.to("meta")(torch.empty(1, *input_shape, device="meta"))
+        model(torch.zeros(1, *input_shape))  # real numbers: shape-only evaluation on torch's meta device is ten times slower
     for handle in handles:
         handle.remove()
     params = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(params=params, macs=macs, flash_bytes=params, sram_bytes=peak)
+    return Cost(
+        params=params, macs=macs, flash_bytes=params + overhead.flash_bytes, sram_bytes=peak + overhead.sram_bytes
+    )
 
 
 def _nothing_fits(

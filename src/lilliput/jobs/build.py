@@ -170,14 +170,14 @@ def _load(config: BuildConfig) -> ImageData:
 
 def _choose(config: BuildConfig, data: ImageData, chooser: Chooser | None, step: Any) -> Chosen:
     from lilliput.design import choose, members
-    from lilliput.jobs.deployment import deployed_cost
+    from lilliput.jobs.deployment import deployed_cost, overhead
 
     if step.done:
         return Chosen(**step.result)
     if chooser is None:
         channels, side, _ = data.input_shape
         family = members(side, channels, len(data.class_names))
-        choice = choose(family, data.input_shape, config.budget(), deployed_cost)
+        choice = choose(family, data.input_shape, config.budget(), deployed_cost, overhead())
     else:
         choice = chooser(data, config.budget())
     measured = [
@@ -223,7 +223,7 @@ def _train(config: BuildConfig, data: ImageData, choice: Chosen, run: Run) -> tu
     checkpoint = run.path / "train.checkpoint"
     with _threads_for(choice.macs * config.batch_size):
         result = fit(
-            model.to(memory_format=torch.channels_last),
+            model,
             data.train,
             data.val,
             fit_config,

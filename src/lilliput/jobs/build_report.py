@@ -39,7 +39,6 @@ def write(
         _network(choice, made),
         _layers(made),
         _images(data, made),
-        _time(run),
     ]
     verdict, holds = _verdict(run, config, made)
     names = ["accuracy.emulated" if made.receipt else "accuracy.host", "sram.total" if made.receipt else "sram.arena"]
@@ -199,8 +198,9 @@ def _network(choice: Chosen, made: Deployment) -> Section:
     return Section(
         "network",
         "The network",
-        f"`{choice.name}` has the largest product of multiply-accumulates and parameters of those that fit. {choice.ruled_out} larger members of the family were "
-        "ruled out by exact counts and a lower bound on memory; the rest were planned in full, largest first, until one fitted.",
+        f"`{choice.name}` has the largest product of multiply-accumulates and parameters of those that fit. "
+        f"{choice.ruled_out} larger members of the family were ruled out by exact counts and a lower bound on memory; "
+        "the rest were planned in full, largest first, until one fitted.",
         [
             Table("Members planned in full", columns, rows),
             Figure(
@@ -252,11 +252,3 @@ def _images(data: ImageData, made: Deployment) -> Section:
             blocks.append(Images.of(caption, data.test.images[chosen], truth, said))
     return Section("images", "Test images", "What the int8 network says of images it has never seen.", blocks)
 
-
-def _time(run: Run) -> Section:
-    seconds = {name: step.seconds for name, step in run.steps.items()}
-    total = sum(seconds.values())
-    longest = max(seconds, key=seconds.__getitem__)
-    drawing = figures.time_by_step(seconds)
-    alt = f"{total:.0f} seconds in all, {seconds[longest]:.0f} of them in '{longest}'"
-    return Section("time", "Where the time went", "", [Figure(drawing, "Seconds by step", alt)])

@@ -98,6 +98,13 @@ def require_toolchain(board: str, toolchain: str) -> None:
     find_toolchain(find_board("host"))
 
 
+def overhead() -> Cost:
+    """What every deployed network needs besides its weights and activations."""
+    from lilliput.mcu.plan import DEFAULT_STACK_BYTES
+
+    return Cost(flash_bytes=CODE_FLASH_BYTES, sram_bytes=DEFAULT_STACK_BYTES + STATIC_SRAM_BYTES)
+
+
 def deployed_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     """What an untrained network would cost when deployed: its integer graph is planned as the trained one's will be."""
     import torch
@@ -109,11 +116,12 @@ def deployed_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     sample = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     graph = trace(model, sample[:1])
     made = plan(quantize_int8(graph, sample))
+    extra = overhead()
     return Cost(
         params=graph.cost().params,
         macs=made.macs,
-        flash_bytes=made.constant_bytes + CODE_FLASH_BYTES,
-        sram_bytes=made.arena_bytes + made.scratch_bytes + made.stack_bytes + STATIC_SRAM_BYTES,
+        flash_bytes=made.constant_bytes + extra.flash_bytes,
+        sram_bytes=made.arena_bytes + made.scratch_bytes + extra.sram_bytes,
     )
 
 

@@ -171,7 +171,8 @@ def _model_c(plan: Plan, calls: list[tuple[str, str, KernelCall]]) -> str:
     if plan.scratch_bytes:
         lines.append("int8_t ll_scratch[LL_MODEL_SCRATCH_BYTES] __attribute__((aligned(8)));")
     for index, (comment, _, call) in enumerate(calls):
-        lines += ["", f"/* {comment} */", f"static const {call.params_type} call{index} = {call.params};"]
+        definition = f"static const {call.params_type} call{index} = {call.params};"
+        lines += ["", f"/* {comment} */", fill(definition, 118, subsequent_indent="    ", break_long_words=False)]
     lines += ["", f"int8_t *ll_model_input(void) {{ return ll_arena + {plan.offsets[graph.input]}; }}", ""]
     lines += [f"const int8_t *ll_model_output(void) {{ return ll_arena + {plan.offsets[graph.outputs[0]]}; }}", ""]
     lines.append("void ll_model_run(void) {")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lilliput.errors import BudgetError, DataError, ToolchainError
+from lilliput.mcu import object_cache
 from lilliput.mcu.boards import Board
 from lilliput.mcu.toolchain import Tool, Toolchain
 
@@ -73,9 +74,7 @@ def build_image(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _compile(
-            directory, partial, sources, [*compiler.c_command, *compile_flags], f"board {board.name} ({toolchain})"
-        )
+        _compile(directory, partial, sources, [*compiler.c_command, *compile_flags], board, toolchain)
         if script:
             (partial / "board.ld").write_text(script)
         _link(directory, partial, image.path.name, sources, [*compiler.c_command, *link_flags], board, toolchain)
@@ -143,16 +142,34 @@ def _object_name(source: Path) -> str:
     return "_".join(source.with_suffix(".o").parts)
 
 
-def _compile(directory: Path, partial: Path, sources: Mapping[str, list[Path]], command: list[str], where: str) -> None:
-    def one(source: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def _compile(
+    directory: Path,
+    partial: Path,
+    sources: Mapping[str, list[Path]],
+    command: list[str],
+    board: Board,
+    toolchain: Toolchain,
+) -> None:
+    kernels = set(sources["kernels"])
+
+    def one(source: Path) -> tuple[Path, str | None]:
         output = partial.resolve() / _object_name(source)
+        key = object_cache.cache_key(directory, source, command, str(toolchain.compiler)) if source in kernels else None
+        if key is not None and object_cache.fetch(key, output):
+            return source, None
         # Run in the project with relative names: nothing of this computer's paths ends up in an image.
-        return source, _call([*command, "-c", str(source), "-o", str(output)], directory)
+        done = _call([*command, "-c", str(source), "-o", str(output)], directory)
+        if done.returncode != 0:
+            return source, _first_error(done.stderr)
+        if key is not None:
+            object_cache.keep(key, output)
+        return source, None
 
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        for source, done in pool.map(one, [path for paths in sources.values() for path in paths]):
-            if done.returncode != 0:
-                raise ToolchainError(f"{directory / source} does not compile for {where}: {_first_error(done.stderr)}")
+        for source, fault in pool.map(one, [path for paths in sources.values() for path in paths]):
+            if fault is not None:
+                where = f"board {board.name} ({toolchain})"
+                raise ToolchainError(f"{directory / source} does not compile for {where}: {fault}")
 
 
 def _link(
