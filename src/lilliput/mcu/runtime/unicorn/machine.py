@@ -84,6 +84,7 @@ class Machine:
                 if segment["p_filesz"]:
                     self.engine.mem_write(segment["p_paddr"], segment.data())
             table = elf.get_section_by_name(".symtab")
+            assert table is not None  # our linker scripts never strip
             self.symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
 
     def count_calls(self, library: Path, capacity: int) -> Counter:
