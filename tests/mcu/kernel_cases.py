@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
-from kernel_reference import evaluate
 
 from lilliput.mcu.access import can_run_in_place
 from lilliput.mcu.lowering import KernelCall, can_fuse_add, lower
@@ -30,6 +29,7 @@ from lilliput.quantize.qgraph import (
     Softmax,
     UpsampleNearest,
 )
+from mcu.kernel_reference import evaluate
 
 
 @dataclass

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from kernel_cases import Case, constants_c
-from kernel_project import KERNELS
+
+from mcu.kernel_cases import Case, constants_c
+from mcu.kernel_project import KERNELS
 
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-fPIC", "-DLL_COUNT_MACS")
 MARGIN = 64

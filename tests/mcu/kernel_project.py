@@ -7,10 +7,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
-from kernel_cases import Case, constants_c
 
 from lilliput.mcu.boards import BOARDS, PORT, linker_script
 from lilliput.mcu.firmware import Firmware
+from mcu.kernel_cases import Case, constants_c
 
 KERNELS = Path(str(PORT)).parent / "nn"
 

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_cases import FAMILIES, Case, all_cases, conv
-from kernel_library import Library, Seen, compile_cases, compile_library
-from kernel_project import numbers, write_project
 
 from lilliput.errors import ToolchainError
 from lilliput.mcu.access import can_run_in_place
@@ -22,6 +19,9 @@ from lilliput.mcu.firmware import Firmware
 from lilliput.mcu.lowering import lower
 from lilliput.mcu.toolchain import find_toolchain
 from lilliput.quantize.qgraph import AvgPool2d, Conv2d, QTensor
+from mcu.kernel_cases import FAMILIES, Case, all_cases, conv
+from mcu.kernel_library import Library, Seen, compile_cases, compile_library
+from mcu.kernel_project import numbers, write_project
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler `cc` on this computer")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_cases import FAMILIES, add_onto, all_cases, conv
 
 from lilliput.errors import GraphError, UnsupportedOpError
 from lilliput.mcu.access import can_run_in_place
 from lilliput.mcu.lowering import can_fuse_add, lower, scratch_bytes
 from lilliput.mcu.packing import fold_zero_point, pack_weights, scale_constants
 from lilliput.quantize.qgraph import Concat, Conv2d, Mul, Pad, QOp, QTensor, Softmax
+from mcu.kernel_cases import FAMILIES, add_onto, all_cases, conv
 
 
 def test_paired_weights_lie_as_the_kernel_reads_them() -> None:

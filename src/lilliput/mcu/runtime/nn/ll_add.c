@@ -15,7 +15,7 @@ LL_INLINE ll_operand ll_operand_of(const ll_add_params *p, int i) {
     return o;
 }
 
-/* (code - zero_point) << 20, rescaled; the code comes as the top byte of a word. The sign mask leaves ties alone where nothing is shifted. */
+/* (code - zero_point) << 20, rescaled; the code comes as the top byte of a word. The sign mask acts where something is shifted out. */
 LL_INLINE int32_t ll_common(const ll_operand *o, uint32_t top_byte) {
     int32_t x = ll_smmulr(((int32_t)top_byte >> 3) - o->doubled_zero, o->multiplier);
     x += (x >> 31) & o->sign_mask;

@@ -9,8 +9,12 @@ void ll_mul(const ll_mul_params *params, const int8_t *first, const int8_t *seco
     for (uint32_t turn = 0; turn < p.repeat; turn++) {
         for (uint32_t i = 0; i < period; i++) {
             int32_t product = (*first++ - p.zero_point[0]) * (second[i] - p.zero_point[1]);
-            if (p.is_plain_scale) *output++ = (int8_t)ll_clamp(ll_rescale_plain(2 * product, p.multiplier, right, offset), p.lower, p.upper);
-            else *output++ = ll_code_of(ll_rescale(product, p.multiplier, p.shift), p.zero_point[2], p.lower, p.upper);
+            if (p.is_plain_scale) {
+                int32_t code = ll_rescale_plain(2 * product, p.multiplier, right, offset);
+                *output++ = (int8_t)ll_clamp(code, p.lower, p.upper);
+            } else {
+                *output++ = ll_code_of(ll_rescale(product, p.multiplier, p.shift), p.zero_point[2], p.lower, p.upper);
+            }
         }
     }
 }
