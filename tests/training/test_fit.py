@@ -13,6 +13,7 @@ from torch import nn
 import lilliput.training.devices
 from lilliput.errors import ConfigError, DataError, LilliputError
 from lilliput.training import DivergenceError, EpochRecord, FitConfig, FitResult, evaluate, fit
+from lilliput.training.ema import WeightAverage
 from training.small_networks import mlp, same_bits, small_cnn, stripes
 
 TRAIN, VAL = stripes(180), stripes(60, seed=1)
@@ -133,6 +134,16 @@ def test_the_weight_average_is_what_is_validated_and_kept():
     run(plain, epochs=3)
     assert not same_bits(averaged, plain)
     assert evaluate(averaged, VAL).loss == pytest.approx(result.val_loss, rel=1e-5)
+
+
+def test_the_weight_average_is_told_the_step_of_the_whole_training(monkeypatch: pytest.MonkeyPatch):
+    steps: list[int] = []
+    update = WeightAverage.update
+    monkeypatch.setattr(
+        WeightAverage, "update", lambda self, model, step: (steps.append(step), update(self, model, step))
+    )
+    run(small_cnn(), epochs=3, ema=0.9)
+    assert steps == list(range(18))
 
 
 def test_divergence_names_epoch_step_and_learning_rate():
@@ -268,6 +279,25 @@ def test_two_processes_train_the_same_network_as_one(monkeypatch: pytest.MonkeyP
         assert y.val_accuracy == pytest.approx(x.val_accuracy, abs=1 / 60)
         assert y.train_loss == pytest.approx(x.train_loss, rel=1e-3)
         assert y.val_loss == pytest.approx(x.val_loss, rel=1e-3)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_two_processes_validate_the_network_that_is_kept(monkeypatch: pytest.MonkeyPatch, ema: float):
+    """Each has batch-norm statistics of its own share; those that are validated must be those that come back."""
+    monkeypatch.setattr(lilliput.training.devices, "SPAWN_STRATEGY", "ddp_fork")
+    model = small_cnn()
+    result = run(model, epochs=2, devices=2, ema=ema)
+    metrics = evaluate(model, VAL)
+    assert metrics.loss == pytest.approx(result.val_loss, rel=1e-5)
+    assert metrics.accuracy == result.val_accuracy
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+def test_an_error_in_another_process_arrives_as_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lilliput.training.devices, "SPAWN_STRATEGY", "ddp_fork")
+    with pytest.raises(DivergenceError, match=r"training diverged: the loss is (nan|inf) at epoch 1, step"):
+        run(mlp(), devices=2, optimizer="sgd", lr=1e30)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")

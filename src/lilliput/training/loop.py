@@ -233,7 +233,7 @@ def _train_epoch(
 ) -> tuple[float, float]:
     """One pass over the training images; the mean loss and the last step's learning rate."""
     config, rank, world = task.config, fabric.global_rank, fabric.world_size
-    seed_everything(config.seed, epoch, rank)
+    seed_everything(config.seed, epoch, rank, fabric.device)
     loss_of = task.loss or _CrossEntropy(config.label_smoothing)
     augmentation = draw_augmentation(
         len(train),

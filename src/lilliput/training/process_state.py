@@ -34,9 +34,15 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def seed_everything(seed: int, epoch: int, rank: int) -> None:
+def seed_everything(seed: int, epoch: int, rank: int, device: torch.device) -> None:
     """Torch, NumPy and Python from (seed, epoch, process), for dropout and whatever else a model draws."""
     torch_seed, numpy_seed, python_seed = np.random.SeedSequence([seed, epoch, 2, rank]).generate_state(3)
-    torch.manual_seed(int(torch_seed))
+    # Not torch.manual_seed: that also seeds GPUs that this training does not use, and they would stay so.
+    torch.default_generator.manual_seed(int(torch_seed))
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(int(torch_seed))
+    elif device.type == "mps":
+        torch.mps.manual_seed(int(torch_seed))
     np.random.seed(int(numpy_seed))
     random.seed(int(python_seed))
