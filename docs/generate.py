@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lilliput.graph import Op
 from lilliput.graph.aten import OPERATORS
-from lilliput.graph.ops import RULES
+from lilliput.graph.ops import RULES, no_macs
 from lilliput.quantize import SUPPORTED_OPS
 
 PAGE = Path(__file__).with_name("ops.md")
@@ -17,7 +17,6 @@ PAGE = Path(__file__).with_name("ops.md")
 
 def page() -> str:
     """The text of docs/ops.md."""
-    known = {op: bool(RULES[op].macs.__name__ != "<lambda>") for op in Op}
     lines = [
         "# Operators, and who knows them",
         "",
@@ -38,7 +37,7 @@ def page() -> str:
             ", ".join(rule.inputs),
             ", ".join(rule.attrs) or "none",
             "yes",
-            "yes" if known[op] else "",
+            "yes" if rule.macs is not no_macs else "",
             ("depthwise" if op is Op.CONV else "yes") if in_place else "",
             "yes" if op in SUPPORTED_OPS else "",
         ]

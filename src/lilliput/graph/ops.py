@@ -19,6 +19,11 @@ from lilliput.graph.graph import Node, Op
 Shape = tuple[int, ...]
 
 
+def no_macs(node: Node, inputs: Sequence[Shape], output: Shape) -> int:
+    """For kinds that multiply nothing by a weight or a second matrix."""
+    return 0
+
+
 @dataclass(frozen=True)
 class OpRule:
     """Everything the foundation knows of one kind."""
@@ -29,7 +34,7 @@ class OpRule:
     """Names of the attributes, all required."""
     evaluate: Callable[..., Tensor]
     """``evaluate(node, *tensors)``: the meaning."""
-    macs: Callable[[Node, Sequence[Shape], Shape], int] = lambda node, inputs, output: 0
+    macs: Callable[[Node, Sequence[Shape], Shape], int] = no_macs
     """``macs(node, input shapes, output shape)``: multiply-accumulates; additions of a bias are not counted."""
     is_elementwise: bool = False
     """Each output element depends on the inputs' elements at its own place only, so it may overwrite its first input."""

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import unicorn.arm_const as arm
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 from unicorn import UC_ARCH_ARM, UC_HOOK_BLOCK, UC_HOOK_INTR, UC_MODE_MCLASS, UC_MODE_THUMB, Uc, UcError
 from unicorn import unicorn_const as errors
 from unicorn.unicorn_py3.unicorn import uclib
@@ -84,7 +85,7 @@ class Machine:
                 if segment["p_filesz"]:
                     self.engine.mem_write(segment["p_paddr"], segment.data())
             table = elf.get_section_by_name(".symtab")
-            assert table is not None  # our linker scripts never strip
+            assert isinstance(table, SymbolTableSection)  # our linker scripts never strip
             self.symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
 
     def count_calls(self, library: Path, capacity: int) -> Counter:
