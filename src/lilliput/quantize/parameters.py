@@ -64,12 +64,11 @@ def quantize_weights(
 ) -> IntegerWeights:
     """Integer weights and biases of a layer.
 
-    A channel whose bias would not fit next to its weights gets a larger weight scale; one without weights gets a scale that
-    shows its bias to 20 bits.
+    A channel whose bias would not fit next to its weights gets a larger weight scale; one without weights gets its scale from
+    the bias alone.
     """
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
     scale = np.maximum(largest / WEIGHT_MAX, np.abs(bias) / (input_scale * BIAS_MAX))
-    scale = np.where(largest > 0, scale, np.abs(bias) / (input_scale * 2**20))
     if not per_channel:
         scale = np.full_like(scale, scale.max())
     scale = np.array([_float32_at_least(each) if each > 1e-30 else 1.0 for each in scale])
