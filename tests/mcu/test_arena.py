@@ -133,7 +133,7 @@ def test_three_hundred_blocks_take_about_a_second_at_most() -> None:
     blocks = dag_blocks(1003, ops=300)  # 146 of them meet the average block: the densest of ten seeds
     start = process_time()
     packing = pack(blocks)
-    assert process_time() - start < 5  # 0.8 s measured; room for a slow machine
+    assert process_time() - start < 5  # 0.9 s measured; room for a slow machine
     assert packing.ratio <= 1.05
 
 

@@ -61,7 +61,7 @@ def pack(
     *,
     alignment: int = 1,
     tied: Iterable[Sequence[str]] = (),
-    search_effort: int = 600_000,
+    search_effort: int = 1_500_000,
     seed: int = 0,
 ) -> Packing:
     """Offsets that keep blocks alive at the same step apart, in an arena as short as found.
