@@ -11,13 +11,18 @@ ROOT = Path(__file__).parents[1]
 
 def test_imports_go_down_only():
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout
 
 
 def test_importing_the_package_loads_nothing_and_touches_no_global_state():
-    code = "import sys, lilliput, lilliput.cli, lilliput.errors; print([m for m in ('torch', 'numpy', 'matplotlib', 'tyro') if m in sys.modules])"
+    heavy = ["torch", "numpy", "matplotlib", "tyro"]
+    code = f"import sys, lilliput.cli, lilliput.errors; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]"
 
@@ -46,9 +51,8 @@ def test_the_package_ships_its_c_sources_templates_and_schemas(tmp_path):
     for pattern in ("mcu/runtime/nn/ll_nn.h", "mcu/runtime/port/startup.c", "mcu/runtime/port/board.ld", "evidence/page.html.j2",
                     "evidence/evidence.schema.json", "py.typed"):  # fmt: skip
         assert (source / pattern).is_file(), pattern
-    wheel = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )  # fmt: skip
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    wheel = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert wheel.returncode == 0, wheel.stderr
     import zipfile
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graph.cases import NETWORKS
 from torch import nn
 
+from graph.cases import NETWORKS
 from lilliput.errors import BudgetError, ConfigError, DataError, LilliputError, UnsupportedOpError
 from lilliput.mcu import find_toolchain, plan
 from lilliput.mcu.boards import find_board

@@ -120,7 +120,9 @@ def _lower_bound(spec: Spec, input_shape: tuple[int, ...], overhead: Cost) -> Co
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     handles = [layer.register_forward_hook(count) for layer in layers]
     with torch.no_grad():
-        model(torch.zeros(1, *input_shape))  # real numbers: shape-only evaluation on torch's meta device is ten times slower
+        model(
+            torch.zeros(1, *input_shape)
+        )  # real numbers: shape-only evaluation on torch's meta device is ten times slower
     for handle in handles:
         handle.remove()
     params = sum(parameter.numel() for parameter in model.parameters())

@@ -6,8 +6,7 @@ project, run it on this computer and on an emulated chip, compare every byte wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -218,19 +217,20 @@ def _train(config: BuildConfig, data: ImageData, choice: Chosen, run: Run) -> tu
         shift_pixels=config.shift_pixels,
         flip_horizontal=config.flip_horizontal,
         accelerator=config.accelerator,
+        # Handing layers of microseconds to a second thread gains a fifth on a free machine and costs far more on a busy one.
+        cpu_threads=1 if choice.macs * config.batch_size < 500e6 else 0,
         seed=config.seed,
     )
     checkpoint = run.path / "train.checkpoint"
-    with _threads_for(choice.macs * config.batch_size):
-        result = fit(
-            model,
-            data.train,
-            data.val,
-            fit_config,
-            checkpoint=checkpoint,
-            resume=config.resume,
-            progress=not config.quiet,
-        )
+    result = fit(
+        model,
+        data.train,
+        data.val,
+        fit_config,
+        checkpoint=checkpoint,
+        resume=config.resume,
+        progress=not config.quiet,
+    )
     save_file({name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}, weights)
     checkpoint.unlink(missing_ok=True)
     history = {
@@ -241,19 +241,6 @@ def _train(config: BuildConfig, data: ImageData, choice: Chosen, run: Run) -> tu
         "device": result.device,
     }
     return model.eval(), history
-
-
-@contextmanager
-def _threads_for(macs_per_batch: int) -> Iterator[None]:
-    """One CPU thread for tiny batches: handing over layers of microseconds costs more than it gains, far more on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if macs_per_batch < 500e6 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _record(run: Run, data: ImageData, made: Deployment) -> None:

@@ -251,4 +251,3 @@ def _images(data: ImageData, made: Deployment) -> Section:
             truth, said = ([names[each] for each in source[chosen]] for source in (made.labels, predictions))
             blocks.append(Images.of(caption, data.test.images[chosen], truth, said))
     return Section("images", "Test images", "What the int8 network says of images it has never seen.", blocks)
-
