@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -41,7 +42,8 @@ def keep(key: str, source: Path) -> None:
         shutil.copyfile(source, partial)
         os.replace(partial, home / f"{key}.o")  # whole or not there at all
     except OSError:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _home() -> Path:
