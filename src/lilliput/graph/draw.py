@@ -74,7 +74,7 @@ def draw(graph: Graph, hide: Iterable[Op] = ()) -> str:
         parts.append(
             f'<rect x="{LEFT}" y="{y}" width="{WIDTH}" height="{BOX}" rx="4" fill="{_COLOURS[family]}" fill-opacity="0.14" '
             f'stroke="{_COLOURS[family]}"/>'
-            f'<text x="{LEFT + 10}" y="{y + 18}" fill="{ink}">{escape(label)}</text>'
+            f'<text x="{LEFT + 10}" y="{y + 18}" fill="{ink}">{escape(_fitted(label, note))}</text>'
             f'<text x="{LEFT + WIDTH - 10}" y="{y + 18}" fill="{ink}" fill-opacity="0.75" text-anchor="end">{escape(note)}</text>'
         )
     return "".join(parts) + "</svg>"
@@ -102,6 +102,15 @@ def _label(graph: Graph, node: Node) -> str:
         kind = f"{'depthwise ' if depthwise else ''}conv {window}"
         kind += f" stride {node['stride'][0]}" if max(node["stride"]) > 1 else ""
     return f"{kind} · {node.source}" if node.source else kind
+
+
+def _fitted(label: str, note: str) -> str:
+    """The label, its module path cut from the left where it would run into the note."""
+    room = int((WIDTH - 36) / 6.6) - len(note)  # 6.6 pixels: the mean width of a character at 12 pixels
+    if len(label) <= room:
+        return label
+    kind, _, path = label.partition(" · ")
+    return f"{kind} · …{path[-max(room - len(kind) - 4, 4) :]}"
 
 
 def _note(graph: Graph, node: Node) -> str:

@@ -78,10 +78,10 @@ def _memory(run: Run, config: BuildConfig, made: Deployment) -> Section:
     plan, receipt = made.plan, made.receipt
     sram, flash = Budget.parse(config.sram), Budget.parse(config.flash)
     lifetimes = [
-        Lifetime(each.source or each.name, each.start, each.stop - 1, each.offset_bytes, each.size_bytes)
+        Lifetime(_short(each.source or each.name), each.start, each.stop - 1, each.offset_bytes, each.size_bytes)
         for each in plan.lifetimes()
     ]
-    names = [step.op.source or step.output for step in plan.steps]
+    names = [_short(step.op.source or step.output) for step in plan.steps]
     names += ["read output"] * (max(each.last_step for each in lifetimes) + 1 - len(names))
     blocks: list[Any] = []
     if receipt is not None and receipt.sram_bytes is not None and receipt.flash_bytes is not None:
@@ -125,6 +125,11 @@ def _memory(run: Run, config: BuildConfig, made: Deployment) -> Section:
     blocks.append(EvidenceTable("Memory and instructions", evidence))
     intro = "Instructions are those of the emulated processor. They are not cycles and not time: the emulator models no pipeline."
     return Section("memory", "Memory and cost", intro, blocks)
+
+
+def _short(path: str) -> str:
+    """A module path without the words that every layer of the family shares."""
+    return ".".join(word for word in path.split(".") if word not in ("stages", "body", "conv", "relu", "norm")) or path
 
 
 def _accuracy(data: ImageData, made: Deployment, history: dict[str, Any]) -> Section:
