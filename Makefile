@@ -21,7 +21,8 @@ help:
 demo: $(READY)
 	@scripts/system-packages.sh $(FIRMWARE_PACKAGES)
 	@out=runs/digits; n=2; while [ -e $$out ]; do out=runs/digits-$$n; n=$$((n + 1)); done; \
-	$(BIN)/lilliput build --data digits --sram 16KB --flash 128KB --out $$out $(if $(wildcard runs/digits.partial),--resume)
+	if [ -e $$out.partial ]; then resume=--resume; else resume=; fi; \
+	$(BIN)/lilliput build --data digits --sram 16KB --flash 128KB --out $$out $$resume
 
 test: $(READY) lint
 	@scripts/system-packages.sh $(FIRMWARE_PACKAGES) $(BROWSER_PACKAGES)
