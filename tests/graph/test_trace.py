@@ -75,6 +75,46 @@ def test_a_tied_weight_is_held_once_under_its_first_path():
     assert graph.cost().params == 16 + 4 + 4
 
 
+class TiedHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 4)
+
+    def forward(self, x):
+        return self.table(x) @ self.table.weight.T
+
+
+def test_a_head_that_uses_the_embedding_turned_on_its_side_holds_it_once():
+    model, x = TiedHead().eval(), torch.tensor([[3, 0, 10]])
+    graph = trace(model, x)
+    assert [node.op for node in graph.nodes] == [Op.EMBEDDING, Op.LINEAR]
+    assert graph.cost().params == 44
+    close(graph.run(x), model(x).detach())
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def forward(self, x):
+        steps = torch.arange(x.shape[1]).float().cumsum(0)
+        return x + self.scale * torch.sin(steps) + torch.ones(5)
+
+
+def test_what_depends_on_no_input_is_computed_once_whatever_the_operator():
+    model, x = Positions().eval(), torch.randn(1, 5)
+    graph = trace(model, x)
+    assert [node.op for node in graph.nodes] == [Op.ADD, Op.ADD]
+    close(graph.run(x), model(x))
+    assert graph.cost().params == 0
+
+
+def test_randomness_in_the_forward_pass_is_refused():
+    with pytest.raises(UnsupportedOpError, match="rand"):
+        trace(Fn(lambda x: x + torch.rand(3)).eval(), torch.randn(1, 3))
+
+
 def test_tracing_leaves_the_module_as_it_was():
     model = NETWORKS[1].model()
     before, hooks = copy.deepcopy(model.state_dict()), [len(m._forward_hooks) for m in model.modules()]

@@ -263,7 +263,30 @@ def _permute(b: Builder, a: Arguments) -> str:
     moved = [dim for dim in dims if b.shape(x)[dim] != 1]
     if moved == sorted(moved):  # only axes of one element change places: no data moves
         return b.reshape(x, [b.shape(x)[dim] for dim in dims])
-    return b.emit(Op.PERMUTE, [x], dims=dims)
+    turned = b.emit(Op.PERMUTE, [x], dims=dims)
+    if x in b.weights and dims == (1, 0):
+        b.transposes[turned] = x
+    return turned
+
+
+def _reversed_axes(b: Builder, a: Arguments) -> str:
+    return _permute(b, {"self": a["self"], "dims": range(len(b.shape(b.name_of(a["self"]))) - 1, -1, -1)})
+
+
+def _to_dtype(b: Builder, a: Arguments) -> str:
+    x = b.name_of(a["self"])
+    if a["dtype"] not in (None, b.metas[x].dtype):
+        raise b.unsupported(
+            f"from {b.metas[x].dtype} to {a['dtype']}; give the network inputs of the dtype it computes in"
+        )
+    return x
+
+
+def _matmul(b: Builder, a: Arguments) -> str:
+    x, other = b.name_of(a["self"]), b.name_of(a.get("other", a.get("mat2")))
+    if other in b.transposes and x not in b.weights:  # x @ weight.T is a linear layer, and holds the weight once
+        return b.emit(Op.LINEAR, [x, b.transposes[other]])
+    return b.emit(Op.MATMUL, [x, other])
 
 
 def _cut(b: Builder, x: str, dim: int, start: int, stop: int, step: int = 1) -> str:
@@ -347,9 +370,9 @@ OPERATORS: dict[str, Rule] = {
     "div.Tensor": _division,
     "div.Scalar": _division,
     "neg": lambda b, a: b.emit(Op.MUL, [b.name_of(a["self"]), b.name_of(-1.0)]),
-    "matmul": lambda b, a: b.emit(Op.MATMUL, [b.name_of(a["self"]), b.name_of(a["other"])]),
-    "mm": lambda b, a: b.emit(Op.MATMUL, [b.name_of(a["self"]), b.name_of(a["mat2"])]),
-    "bmm": lambda b, a: b.emit(Op.MATMUL, [b.name_of(a["self"]), b.name_of(a["mat2"])]),
+    "matmul": _matmul,
+    "mm": _matmul,
+    "bmm": _matmul,
     "scaled_dot_product_attention": _attention,
     "max_pool1d": _max_pool,
     "max_pool2d": _max_pool,
@@ -376,6 +399,7 @@ OPERATORS: dict[str, Rule] = {
     "transpose": _transpose,
     "t": _transpose,
     "permute": _permute,
+    "numpy_T": _reversed_axes,
     "slice": _slice,
     "select": _select,
     "split": _split,
@@ -384,6 +408,8 @@ OPERATORS: dict[str, Rule] = {
     "unbind": _unbind,
     "upsample_nearest1d": _upsample_nearest,
     "upsample_nearest2d": _upsample_nearest,
+    "to.dtype": _to_dtype,
+    "_to_copy": _to_dtype,
     "dropout": _identity,
     "clone": _identity,
     "alias": _identity,
@@ -394,6 +420,8 @@ OPERATORS: dict[str, Rule] = {
 """ATen operator, with its overload or for all of them, to the rule that emits our nodes."""
 
 MAY_BE_VIEWS = frozenset(
-    name.partition(".")[0] for name, rule in OPERATORS.items() if rule in (_to_recorded_shape, _identity, _slice)
-) | {"expand", "transpose", "t", "permute", "select", "split", "split_with_sizes", "chunk", "unbind"}
+    name.partition(".")[0]
+    for name, rule in OPERATORS.items()
+    if rule in (_to_recorded_shape, _identity, _to_dtype, _slice)
+) | {"expand", "numpy_T", "transpose", "t", "permute", "select", "split", "split_with_sizes", "chunk", "unbind"}
 """Operators whose output may share memory with an input; all others in the table make a new tensor."""

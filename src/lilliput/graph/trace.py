@@ -123,6 +123,8 @@ class Builder:
         self.metas: dict[str, Tensor] = {}
         self.env: dict[Any, str | tuple[str, ...]] = {}
         self.counts: dict[str, int] = {}
+        self.transposes: dict[str, str] = {}
+        """A weight matrix turned on its side, to the weight itself."""
         self.source = ""
         self.operator = ""
         # A tensor that several modules share is known by its first path only.
@@ -295,9 +297,15 @@ class Builder:
             return
         name, _, overload = str(node.target).removeprefix("aten.").partition(".")
         self.operator = f"{name.removesuffix('_')}.{overload}" if _is_inplace(node) else f"{name}.{overload}"
+        if (
+            name == "_assert_tensor_metadata"
+        ):  # export's note to itself that a dtype is what it was; it computes nothing
+            return
         meta = node.meta.get("val")
         if any(not isinstance(size, int) for each in _tensors(meta) for size in each.shape):
             raise GraphError(f"'{self.operator}' at module '{self.source}' makes a shape that depends on the data")
+        if self._fold_constant(node):
+            return
         rule = OPERATORS.get(self.operator) or OPERATORS.get(self.operator.partition(".")[0])
         if rule is None or not str(node.target).startswith("aten."):
             raise self.unsupported()
@@ -308,6 +316,25 @@ class Builder:
         arguments["output_shapes"] = [tuple(tensor.shape) for tensor in _tensors(meta)]
         self.env[node] = rule(self, arguments)
         self._check_shape(node, meta)
+
+    def _fold_constant(self, node: Any) -> bool:
+        """Compute now what depends on no parameter and no input (``torch.ones``, ``arange``, a shifted buffer), whatever the operator."""
+        reads = [self.env[each] for each in node.all_input_nodes]
+        held = {
+            name for name in reads if isinstance(name, str) and name in self.weights and name not in self.parameters
+        }
+        is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if (
+            len(held) < len(set(reads))
+            or is_random
+            or _is_inplace(node)
+            or not isinstance(node.meta.get("val"), Tensor)
+        ):
+            return False
+        arguments = torch.fx.map_arg((node.args, node.kwargs), lambda each: self.weights[self.name_of(each)])
+        value = node.target(*arguments[0], **arguments[1])
+        self.env[node] = self.constant(value, f"constant.{self._fresh('folded')}")
+        return True
 
     def _check_shape(self, node: Any, meta: Any) -> None:
         """What we emitted must have the shape that export recorded: a wrong rule is caught here, not downstream."""

@@ -160,8 +160,8 @@ def _accuracy(data: ImageData, made: Deployment, history: dict[str, Any]) -> Sec
     return Section(
         "accuracy",
         "Accuracy",
-        f"{len(data.train):,} training, {len(data.val):,} validation and {test:,} test images; nothing but the last line of the job "
-        "touches the test images. " + " ".join(data.notes),
+        f"{len(data.train):,} training, {len(data.val):,} validation and {test:,} test images; neither the choice of the network "
+        "nor training nor calibration sees the test images. " + " ".join(data.notes),
         [
             Table(
                 "Test accuracy, with its 95 % Wilson interval",
