@@ -408,3 +408,11 @@ def test_the_real_cifar_archive_loads():
     assert data.input_shape == (3, 16, 16)
     assert (len(data.train) + len(data.val), len(data.test)) == (1000, 200)
     assert data.class_names[0] == "airplane"
+
+
+def test_class_folders_beside_an_npz_file_are_ambiguous(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    np.savez(tmp_path / "embeddings.npz", x=np.zeros((4, 8, 8), np.uint8), y=np.arange(4) % 2)
+    with pytest.raises(DataError, match=r"holds folders \(cat, dog\) and embeddings\.npz"):
+        load_images(str(tmp_path))

@@ -112,10 +112,20 @@ def whole(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("whole")
     done = lilliput("build", "--out", "runs/one", "--epochs", "12", "--quiet", *SMALL, cwd=home)
     assert done.returncode == 0, done.stderr
+    (home / "stdout.txt").write_text(done.stdout)
     return home / "runs" / "one"
 
 
-def test_build_prints_the_verdict_and_where_the_report_is(whole):
+def test_build_prints_the_verdict_its_figures_and_where_the_report_is(whole):
+    lines = (whole.parents[1] / "stdout.txt").read_text().splitlines()
+    figures = json.loads((whole / "evidence.json").read_text())
+    assert lines[0].startswith("ran on this computer only (board=host)")
+    assert lines[-1] == "report: runs/one/report.html"
+    assert f"{figures['accuracy.host']['value']:.2%}" in " ".join(lines)
+    assert any(line.split()[:3] == ["outputs.mismatching_bytes", "0", "bytes"] for line in lines)
+
+
+def test_report_draws_the_page_again(whole):
     again = lilliput("report", str(whole), cwd=whole.parent)
     assert again.returncode == 0
     assert Path(again.stdout.strip()) == whole / "report.html"

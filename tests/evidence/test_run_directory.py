@@ -88,7 +88,7 @@ def test_evidence_json_is_one_object_by_name(tmp_path):
     assert figures.keys() == {"$schema", "accuracy.float"}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, ConfigError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_run_cut_short_leaves_only_its_partial_directory(tmp_path, error):
     interrupted(tmp_path / "digits", error)
     assert [path.name for path in tmp_path.iterdir()] == ["digits.partial"]
@@ -98,6 +98,19 @@ def test_a_run_cut_short_leaves_only_its_partial_directory(tmp_path, error):
     assert facts["steps"]["train"]["done"] is False
     assert "result" not in facts["steps"]["train"]
     assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_a_users_error_before_anything_was_made_leaves_the_name_free(tmp_path):
+    interrupted(tmp_path / "digits", ConfigError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_users_error_after_something_was_made_keeps_it(tmp_path):
+    with pytest.raises(ConfigError), begin(tmp_path / "digits") as run:  # noqa: PT012 the cut is inside
+        run.artifact("weights.bin").write_bytes(b"hours of work")
+        raise ConfigError("too late")
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.partial"]
+    assert (tmp_path / "digits.partial" / "artifacts" / "weights.bin").exists()
 
 
 def test_a_resumed_run_skips_what_was_done_and_keeps_what_was_found(tmp_path):

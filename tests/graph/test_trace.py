@@ -203,3 +203,117 @@ def test_run_refuses_inputs_that_do_not_fit(inputs, words):
     graph = trace(nn.Linear(4, 2).eval(), torch.randn(1, 4))
     with pytest.raises(GraphError, match=words):
         graph.run(*inputs)
+
+
+# Found by looking for trouble
+
+
+class HiddenAlias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.body = nn.Sequential(nn.Dropout(0.1), nn.ReLU(inplace=True), nn.Linear(4, 4))
+
+    def forward(self, x):
+        h = self.first(x)
+        return h + self.body(h)
+
+
+def test_writing_over_a_dropouts_output_that_is_its_input_is_refused_not_miscomputed():
+    with pytest.raises(GraphError, match=r"module 'body\.1' writes over the output of a dropout.*inplace=False"):
+        trace(HiddenAlias().eval(), torch.randn(1, 4))
+
+
+class TwoInputs(nn.Module):
+    def forward(self, input, x):
+        return F.relu(input) + x * 3
+
+
+def test_inputs_called_input_and_x_stay_apart():
+    one, two = torch.randn(1, 3), torch.randn(1, 3)
+    graph = trace(TwoInputs().eval(), (one, two))
+    assert len(set(graph.inputs)) == 2
+    close(graph.run(one, two), F.relu(one) + two * 3)
+
+
+class HostileNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu_0 = nn.Parameter(torch.randn(4))
+        self.x = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return torch.relu(x) * self.relu_0 + torch.relu(x * 2) + self.x
+
+
+def test_weights_named_like_nodes_or_inputs_stay_apart():
+    model, x = HostileNames().eval(), torch.randn(1, 4)
+    graph = trace(model, x)
+    close(graph.run(x), model(x).detach())
+    assert graph.cost().params == 8
+
+
+def test_an_output_given_twice_comes_back_twice():
+    def twice(x):
+        y = x.relu()
+        return y, y
+
+    one, two = trace(Fn(twice).eval(), torch.randn(1, 3)).run(torch.ones(1, 3))
+    assert torch.equal(one, two)
+
+
+def test_whole_numbers_stay_whole():
+    x = torch.tensor([[1, 2, 3]])
+    assert torch.equal(trace(Fn(lambda x: x * 2 + 1).eval(), x).run(x), x * 2 + 1)
+    embedding = nn.Embedding(9, 4)
+    graph = trace(Fn(lambda x: F.embedding(x + 1, embedding.weight.detach())).eval(), x)
+    close(graph.run(x), embedding(x + 1).detach())
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x.softmax(-1, dtype=torch.float64), lambda x: x.mean(-1, dtype=torch.float64)]
+)
+def test_a_change_of_dtype_is_refused(function):
+    with pytest.raises(UnsupportedOpError, match=r"float64"):
+        trace(Fn(function).eval(), torch.randn(1, 4))
+
+
+def test_a_weight_for_each_example_of_the_batch_refuses_another_batch():
+    per_example = torch.randn(3, 4)
+    graph = trace(Fn(lambda x: x + per_example).eval(), torch.randn(3, 4))
+    for batch in (1, 6):
+        with pytest.raises(GraphError, match="axis 0"):
+            graph.run(torch.randn(batch, 4))
+
+
+def test_padding_of_the_batch_axis_refuses_another_batch():
+    graph = trace(Fn(lambda x: F.pad(x, (0, 0, 0, 1))).eval(), torch.randn(1, 4))
+    with pytest.raises(GraphError, match="axis 0"):
+        graph.run(torch.randn(3, 4))
+
+
+class Folded(nn.Module):
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(4))
+        self.register_buffer("mask", torch.rand(4))
+        self.first = first
+
+    def forward(self, x):
+        return x * (self.scale * self.mask) if self.first else x * (self.mask * self.scale)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_parameter_folded_with_a_buffer_is_still_counted(first):
+    assert trace(Folded(first).eval(), torch.randn(1, 4)).cost().params == 4
+
+
+def test_a_network_that_does_nothing_costs_its_input():
+    cost = trace(nn.Identity().eval(), torch.randn(1, 4)).cost()
+    assert (cost.params, cost.macs, cost.sram_bytes) == (0, 0, 4)
+
+
+def test_a_refusal_is_one_line_on_no_stream(capfd):
+    with pytest.raises(GraphError):
+        trace(Fn(lambda x: x if x.sum() > 0 else -x).eval(), torch.randn(1, 3))
+    assert capfd.readouterr().err == ""

@@ -1,6 +1,7 @@
 """The main job on real digits, small: every claim of its run is recomputed here from the files it left."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,12 +110,81 @@ def test_the_report_shows_its_sections_and_needs_no_network(small):
     assert not list(run.path.parent.glob("*.partial"))
 
 
-def test_no_figure_depends_on_what_only_the_test_images_say(small):
-    """Training, choice and calibration see nothing of the test split: without it they come out the same."""
-    config, _ = small
-    data = load_images("digits", image_size=16, limit=config.limit, seed=config.seed)
-    hashes = [{image.tobytes() for image in part.images} for part in (data.train, data.val, data.test)]
-    assert not (hashes[0] | hashes[1]) & hashes[2]
+def test_what_is_chosen_trained_and_calibrated_does_not_depend_on_the_test_images(small, tmp_path, monkeypatch):
+    """With the test images replaced by noise, the same network, weights and C come out."""
+    from lilliput.data import ImageSplit
+    from lilliput.jobs import build as job
+
+    config, run = small
+    real = job._load
+
+    def scrambled(options):
+        data = real(options)
+        noise = np.random.default_rng(0).integers(0, 256, data.test.images.shape, dtype=np.uint8)
+        return replace(data, test=ImageSplit(noise, data.test.labels))
+
+    monkeypatch.setattr(job, "_load", scrambled)
+    other = build(replace(config, out=str(tmp_path / "run"), board="host"))
+    for name in ("model.safetensors", "firmware/model.c", "firmware/weights.c"):
+        assert (other.path / "artifacts" / name).read_bytes() == (run.path / "artifacts" / name).read_bytes(), name
+    assert other.evidence["accuracy.int8"].value != run.evidence["accuracy.int8"].value
+
+
+def test_a_sample_for_the_chip_is_drawn_from_all_classes(tmp_path):
+    """Folders are read class by class; the first images would all be of the first class."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for label in range(2):
+        (tmp_path / "pets" / str(label)).mkdir(parents=True)
+        for index in range(60):
+            pixels = generator.integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / str(label) / f"{index}.png")
+    options = {"macs": "30K", "epochs": 1, "quiet": True, "sram": "8KB", "flash": "48KB", "emulate": 12}
+    run = build(BuildConfig(out=str(tmp_path / "run"), data=str(tmp_path / "pets"), board=board(), **options))
+    vectors = run.path / "artifacts" / "firmware" / "vectors" / "input.bin"
+    data = load_images(str(tmp_path / "pets"), seed=0)
+    assert data.test.labels[:12].tolist() == [0] * 12  # what would have gone wrong
+    codes = (data.test.images.astype(np.int16) - 128).astype(np.int8)
+    of_image = {image.tobytes(): label for image, label in zip(codes, data.test.labels, strict=True)}
+    chunks = np.frombuffer(vectors.read_bytes(), np.int8).reshape(-1, 256)
+    assert {int(of_image[chunk.tobytes()]) for chunk in chunks} == {0, 1}
+    assert run.evidence["accuracy.emulated"].detail == "a seeded sample of the 24 test images"
+
+
+def test_resume_refuses_images_that_are_not_those_it_was_begun_with(tmp_path, monkeypatch):
+    from lilliput.jobs import build as job
+
+    np.savez(
+        tmp_path / "data.npz", x=np.random.default_rng(0).integers(0, 256, (80, 16, 16), np.uint8), y=np.arange(80) % 2
+    )
+    options = {
+        "data": str(tmp_path / "data.npz"),
+        "macs": "30K",
+        "epochs": 1,
+        "quiet": True,
+        "flash": "48KB",
+        "board": "host",
+    }
+    config = BuildConfig(out=str(tmp_path / "run"), **options)
+    monkeypatch.setattr(job, "_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(config)
+    monkeypatch.undo()
+    np.savez(
+        tmp_path / "data.npz", x=np.random.default_rng(1).integers(0, 256, (80, 16, 16), np.uint8), y=np.arange(80) % 2
+    )
+    with pytest.raises(ConfigError, match="not those it was begun with"):
+        build(replace(config, resume=True))
+
+
+def test_after_a_users_error_the_corrected_command_finds_the_name_free(tmp_path):
+    config = BuildConfig(out=str(tmp_path / "run"), data="digitz", quiet=True, board="host", flash="48KB")
+    with pytest.raises(DataError):
+        build(config)
+    assert list(tmp_path.iterdir()) == []
+    run = build(replace(config, data="digits", limit=300, epochs=1, macs="30K"))
+    assert run.path == tmp_path / "run"
 
 
 def test_without_a_chip_the_report_says_so(tmp_path):
@@ -196,6 +266,7 @@ def test_an_output_directory_that_exists_is_refused(tmp_path):
         ({"epochs": 0}, "epochs=0: must be 1 or more"),
         ({"image_size": 4}, "image_size=4: must be 8 to 256"),
         ({"out": ""}, "must name a directory"),
+        ({"seed": 2**70}, "must be below"),
     ],
 )
 def test_options_out_of_range_are_refused_with_what_is_allowed(options, words):

@@ -622,3 +622,9 @@ def test_the_gate_of_a_squeeze_excite_block_is_a_product_over_the_image() -> Non
 def test_graphs_traced_with_a_larger_batch_serve_too() -> None:
     graph: Graph = trace(nn.Sequential(nn.Linear(5, 2), nn.ReLU()), torch.zeros(4, 5))
     assert quantize_int8(graph, torch.randn(16, 5)).run(torch.randn(3, 5)).shape == (3, 2)
+
+
+def test_a_half_precision_network_is_refused_with_the_fix():
+    model = nn.Sequential(nn.Linear(4, 2)).half().eval()
+    with pytest.raises(DataError, match=r"weight '0.weight' is float16.*model\.float\(\)"):
+        quantize_int8(model, torch.rand(8, 4))

@@ -103,6 +103,12 @@ def _read(
     if idx.is_idx(path):
         return idx.read_idx(path)
     archives = sorted(path.glob("*.npz"))
+    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if archives and len(folders) > 1:
+        raise DataError(
+            f"{path}: holds folders ({', '.join(folders[:3])}{', ...' if len(folders) > 3 else ''}) and {archives[0].name}; "
+            f"give {archives[0]} to read that, or move it away to read the folders as classes"
+        )
     if len(archives) == 1:
         return npz.read_npz(archives[0])
     if len(archives) > 1:

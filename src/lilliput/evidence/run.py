@@ -1,12 +1,14 @@
 """A run: the directory in which a job leaves what it did, what it found, and how it knows.
 
 While the job works the directory is called ``NAME.partial``; only a run that came to its end gets its name. A name that is taken is never
-written over. Each finished step is kept with its result, so a run that was cut short goes on from there.
+written over. Each finished step is kept with its result, so a run that was cut short goes on from there. An error of the user's before
+anything was made leaves nothing, so that the corrected command finds the name free.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import lilliput
-from lilliput.errors import ConfigError, DataError
+from lilliput.errors import ConfigError, DataError, LilliputError
 from lilliput.evidence import atomic
 from lilliput.evidence.evidence import Evidence
 from lilliput.evidence.plain import differences, to_plain
@@ -70,6 +72,7 @@ class Run:
     _lock: int | None = field(default=None, repr=False)
     _clock: float = field(default=0.0, repr=False)
     _entered: set[str] = field(default_factory=set, repr=False)
+    _made_here: bool = field(default=True, repr=False)  # no earlier attempt left anything
     _fresh: set[str] = field(default_factory=set, repr=False)  # evidence of this attempt
 
     @classmethod
@@ -154,6 +157,11 @@ class Run:
                 self._finish()
             finally:
                 self._unlock()
+            return
+        if isinstance(error, LilliputError) and not any((self.path / "artifacts").iterdir()) and self._made_here:
+            # What was asked for cannot be, and nothing was made yet: the corrected command must find the name free.
+            shutil.rmtree(self.path)
+            self._unlock()
             return
         self.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         self.error = " ".join(f"{type(error).__name__}: {error}".split())
@@ -312,6 +320,7 @@ class Run:
                     f"{partial} cannot be resumed: config field '{name}' was {text_then} and is {text_now}; {_ways_out(partial)}"
                 )
         atomic.remove_leftovers(partial)
+        self._made_here = False
         self.steps, self.evidence = before.steps, before.evidence
         self.started, self.attempts = before.started, before.attempts + 1
         self._clock -= before.seconds

@@ -38,10 +38,10 @@ def _unary(op: Op) -> Rule:
 
 def _binary(op: Op) -> Rule:
     def rule(b: Builder, a: Arguments) -> str:
-        other = b.name_of(a["other"])
+        other = b.name_of(a["other"], beside=a["self"])
         if a.get("alpha", 1) != 1:
-            other = b.emit(Op.MUL, [other, b.name_of(a["alpha"])])
-        return b.emit(op, [b.name_of(a["self"]), other])
+            other = b.emit(Op.MUL, [other, b.name_of(a["alpha"], beside=a["self"])])
+        return b.emit(op, [b.name_of(a["self"], beside=a["other"]), other])
 
     return rule
 
@@ -129,7 +129,7 @@ def _division(b: Builder, a: Arguments) -> str:
 def _reversed_sub(b: Builder, a: Arguments) -> str:
     if a["alpha"] != 1:
         raise b.unsupported("alpha is not 1")
-    return b.emit(Op.SUB, [b.name_of(a["other"]), b.name_of(a["self"])])
+    return b.emit(Op.SUB, [b.name_of(a["other"], beside=a["self"]), b.name_of(a["self"])])
 
 
 def _attention(b: Builder, a: Arguments) -> str:

@@ -31,7 +31,12 @@ def cost(graph: Graph, bits: int = 8) -> Cost:
         params=params,
         macs=sum(each.macs for each in per_node.values()),
         flash_bytes=-(-params * bits // 8),
-        sram_bytes=graph.live_memory(bits=bits).peak_bytes,
+        sram_bytes=graph.live_memory(bits=bits).peak_bytes if graph.nodes else _input_bytes(graph, bits),
         bits=bits,
         per_node=per_node,
     )
+
+
+def _input_bytes(graph: Graph, bits: int) -> int:
+    """All that a graph which does nothing holds."""
+    return sum(-(-graph.values[name].numel * bits // 8) for name in graph.inputs)

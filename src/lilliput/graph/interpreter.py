@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lilliput.errors import GraphError
-from lilliput.graph.graph import Graph
+from lilliput.graph.graph import Graph, Node
 from lilliput.graph.ops import RULES
 
 
@@ -20,7 +20,7 @@ def run(
     Raises:
         GraphError: the inputs don't fit, or the batch differs from the traced one where axis 0 is not just a batch.
     """
-    _check_inputs(graph, inputs)
+    batch = _check_inputs(graph, inputs)
     live: dict[str, Tensor] = dict(zip(graph.inputs, inputs, strict=True))
     last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     with torch.no_grad():
@@ -30,6 +30,8 @@ def run(
         for index, node in enumerate(graph.nodes):
             arguments = [live[name] if name in live else graph.weights[name] for name in node.inputs]
             live[node.name] = RULES[node.op].evaluate(node, *arguments)
+            if batch is not None and live[node.name].shape[0] != batch:
+                raise _uses_batch(graph, node)
             if observe is not None:
                 observe(node.name, live[node.name])
             for name in set(node.inputs):
@@ -38,7 +40,15 @@ def run(
     return tuple(live[name] for name in graph.outputs)
 
 
-def _check_inputs(graph: Graph, inputs: Sequence[Tensor]) -> None:
+def _uses_batch(graph: Graph, node: Node) -> GraphError:
+    return GraphError(
+        f"graph '{graph.name}': '{node.name}' (module '{node.source}') uses axis 0 as more than a batch, "
+        f"so only the traced batch can run; trace with an example of the batch you need"
+    )
+
+
+def _check_inputs(graph: Graph, inputs: Sequence[Tensor]) -> int | None:
+    """The batch, where it is another than the traced one."""
     if len(inputs) != len(graph.inputs):
         raise GraphError(
             f"graph '{graph.name}' takes {len(graph.inputs)} inputs {list(graph.inputs)}, got {len(inputs)}"
@@ -53,10 +63,15 @@ def _check_inputs(graph: Graph, inputs: Sequence[Tensor]) -> None:
                 f"it was traced with {value.dtype}{list(value.shape)} (only the batch, axis 0, may differ)"
             )
         other_batch |= tuple(tensor.shape) != value.shape
-    if other_batch:
-        mixed = next((node for node in graph.nodes if RULES[node.op].mixes_batch(node)), None)
-        if mixed is not None:
-            raise GraphError(
-                f"graph '{graph.name}': '{mixed.name}' (module '{mixed.source}') uses axis 0 as more than a batch, "
-                f"so only the traced batch can run; trace with an example of the batch you need"
-            )
+    if not other_batch:
+        return None
+    traced = {graph.values[name].shape[:1] for name in graph.inputs}
+    for node in graph.nodes:
+        weights = [graph.weights[name].shape for name in node.inputs if name in graph.weights]
+        rank = len(graph.shape(node.name))
+        # A weight as long as the traced batch, aligned with it, was broadcast over nothing: it belongs to those examples.
+        is_tied = RULES[node.op].is_elementwise and any(len(shape) == rank and shape[0] != 1 for shape in weights)
+        if RULES[node.op].mixes_batch(node) or {graph.shape(node.name)[:1]} != traced or is_tied:
+            raise _uses_batch(graph, node)
+    (batch,) = {len(tensor) for tensor in inputs}
+    return batch

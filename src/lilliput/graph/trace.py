@@ -7,10 +7,12 @@ one form of each thing. What is not in the table is refused by name, with the pa
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,18 +69,47 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Export
     with _following(model, stack), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(model, inputs, strict=False)
+            with _quiet_logs():
+                program = torch.export.export(model, inputs, strict=False)
         except Exception as error:  # torch.export raises whatever the model's own code raises, among much else
             first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise GraphError(
                 f"{type(model).__name__} cannot be made a static graph: in module '{stack[-1] if stack else ''}': "
                 f"{first_line}; control flow and shapes must not depend on the data"
             ) from error
+        for node in program.graph.nodes:
+            if _is_inplace(node):
+                _refuse_hidden_alias(node)
         if all(_is_harmless(node) for node in program.graph.nodes if _is_inplace(node)):
             return program
         # With an empty table nothing is decomposed; this pass makes in-place operators and aliases functional. It takes
         # twice as long as the export itself, so it runs only where an in-place operator could be seen elsewhere.
         return program.run_decompositions({})
+
+
+def _refuse_hidden_alias(node: Any) -> None:
+    """Dropout in evaluation mode returns its own input, which export does not know: what is written over one is written over both."""
+    root = node.args[0]
+    while root.op == "call_function" and "dropout" in str(root.target):
+        root = root.args[0]
+    if root is not node.args[0] and len(root.users) > 1:
+        path = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())[-1][0]
+        raise GraphError(
+            f"'{node.target}' at module '{path}' writes over the output of a dropout, which in evaluation mode is the dropout's own "
+            "input, and that is read elsewhere too; use inplace=False there"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Export prints and logs its half-made graph before it raises; our one line says what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _is_inplace(node: Any) -> bool:
@@ -92,7 +123,7 @@ def _is_harmless(node: Any) -> bool:
     return target.op == "call_function" and len(target.users) == 1 and kind not in MAY_BE_VIEWS
 
 
-@contextmanager
+@contextlib.contextmanager
 def _following(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Keep the path of the module that is running on a stack, so that an error can name it."""
 
@@ -159,7 +190,6 @@ class Builder:
                 raise GraphError(
                     f"{self.name}: an output is a constant or weight ('{name}'), not computed from the inputs"
                 )
-        outputs = tuple(dict.fromkeys(outputs))
         return self._pruned(tuple(inputs), outputs)
 
     def _pruned(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Graph:
@@ -171,11 +201,14 @@ class Builder:
                 kept.append(node)
                 needed.update(node.inputs)
         kept.reverse()
-        counts: dict[Op, int] = {}
         names = {name: name for name in (*inputs, *self.weights)}
+        taken = set(names)
         for node in kept:
-            names[node.name] = f"{node.op}_{counts.get(node.op, 0)}"
-            counts[node.op] = counts.get(node.op, 0) + 1
+            number = 0
+            while f"{node.op}_{number}" in taken:
+                number += 1
+            names[node.name] = f"{node.op}_{number}"
+            taken.add(names[node.name])
         nodes = tuple(
             Node(node.op, names[node.name], tuple(names[each] for each in node.inputs), node.attrs, node.source)
             for node in kept
@@ -201,6 +234,8 @@ class Builder:
                 f"{self.name}: input '{node.name}' is not a tensor; trace a module that takes tensors only"
             )
         name = "x" if node.name == "input" else node.name
+        while name in self.weights or name in self.values:
+            name += "_in"
         self.metas[name] = torch.empty(meta.shape, dtype=meta.dtype, device="meta")
         self.values[name] = Value(name, tuple(meta.shape), str(meta.dtype).removeprefix("torch."))
         self.env[node] = name
@@ -209,8 +244,6 @@ class Builder:
     def _hold(self, node: Any, path: str, is_parameter: bool) -> None:
         tensor = self.tensors[path]
         name = self.first_path[id(tensor)]
-        if name in self.values:
-            name = f"weight.{name}"
         self.weights[name] = tensor.detach()
         self.metas[name] = self.weights[name].to("meta")
         if is_parameter:
@@ -231,15 +264,17 @@ class Builder:
         self.metas[name] = tensor.to("meta")
         return name
 
-    def name_of(self, argument: Any) -> str:
-        """The name of an exported argument: a node's output, or a Python number as a constant."""
+    def name_of(self, argument: Any, beside: Any = None) -> str:
+        """The name of an exported argument: a node's output, or a Python number as a constant (whole ``beside`` whole numbers)."""
         if isinstance(argument, torch.fx.Node):
             name = self.env[argument]
             if not isinstance(name, str):
                 raise self.unsupported("a tuple used as one tensor")
             return name
         if isinstance(argument, (int, float, bool)):
-            return self.constant(torch.tensor(float(argument)))
+            other = self.metas[self.name_of(beside)].dtype if isinstance(beside, torch.fx.Node) else torch.float32
+            is_whole = not isinstance(argument, float) and not other.is_floating_point
+            return self.constant(torch.tensor(argument if is_whole else float(argument)))
         raise self.unsupported(f"argument {argument!r}")
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -252,10 +287,13 @@ class Builder:
         if all(name in self.weights for name in inputs):
             folded = RULES[op].evaluate(node, *(self.weights[name] for name in inputs))
             name = self.constant(folded, f"{inputs[0]}.{node.name}")
-            if inputs[0] in self.parameters:
+            if any(each in self.parameters for each in inputs):
                 self.parameters.add(name)
             return name
-        meta = RULES[op].evaluate(node, *(self.metas[name] for name in inputs))
+        try:
+            meta = RULES[op].evaluate(node, *(self.metas[name] for name in inputs))
+        except RuntimeError as error:
+            raise self.unsupported(str(error).splitlines()[0]) from error
         self.metas[node.name] = meta
         self.values[node.name] = Value(
             node.name, tuple(meta.shape), str(meta.dtype).removeprefix("torch."), self.source
@@ -272,8 +310,11 @@ class Builder:
         return self.emit(Op.RESHAPE, [name], shape=(0, *shape[1:]) if keeps_batch else shape)
 
     def _fresh(self, prefix: str) -> str:
-        self.counts[prefix] = self.counts.get(prefix, -1) + 1
-        return f"{prefix}_{self.counts[prefix]}"
+        name = ""
+        while not name or name in self.weights or name in self.values:
+            self.counts[prefix] = self.counts.get(prefix, -1) + 1
+            name = f"{prefix}_{self.counts[prefix]}"
+        return name
 
     def unsupported(self, why: str = "") -> UnsupportedOpError:
         """The error for the operator at hand."""
@@ -343,6 +384,8 @@ class Builder:
         for name, tensor in zip(names, _tensors(meta), strict=False):
             if self.shape(name) != tuple(tensor.shape):
                 raise self.unsupported(f"rule gives shape {list(self.shape(name))}, export says {list(tensor.shape)}")
+            if self.metas[name].dtype != tensor.dtype:
+                raise self.unsupported(f"in {tensor.dtype}; the same in {self.metas[name].dtype} is known")
 
 
 def _tensors(meta: Any) -> list[Tensor]:

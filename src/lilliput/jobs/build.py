@@ -72,15 +72,16 @@ class BuildConfig:
     """No progress bars."""
 
     def __post_init__(self) -> None:
-        budget = self.budget()
+        self.budget()  # refuses sizes that cannot be read
         for name, least in (("epochs", 1), ("batch_size", 1), ("emulate", 1), ("seed", 0), ("shift_pixels", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be {least} or more; try {name}={max(1, least)}")
+        if self.seed >= 2**32:
+            raise ConfigError(f"seed={self.seed}: must be below 2**32 (4,294,967,296); try seed=0")
         if self.image_size is not None and not 8 <= self.image_size <= 256:
             raise ConfigError(f"image_size={self.image_size}: must be 8 to 256 pixels; try image_size=32")
         if not self.out:
             raise ConfigError("out='': must name a directory; try out='runs/digits'")
-        del budget
 
     def budget(self) -> Budget:
         """The three ceilings as numbers."""
@@ -108,7 +109,13 @@ def build(config: BuildConfig, chooser: Chooser | None = None) -> Run:
     with Run.create(config.out, job="build", config=config, seed=config.seed, resume=config.resume) as run:
         with run.step("load data") as step:
             data = _load(config)
-            step.save({"data": str(data), "notes": list(data.notes)})
+            digest = _digest(data)
+            if step.done and step.result["digest"] != digest:
+                raise ConfigError(
+                    f"{run.path} cannot be resumed: the images of '{config.data}' are not those it was begun with, so training "
+                    f"and test images could mix; remove {run.path} to start anew"
+                )
+            step.save({"data": str(data), "notes": list(data.notes), "digest": digest})
         _say(config, str(data))
         with run.step("choose network") as step:
             choice = _choose(config, data, chooser, step)
@@ -143,9 +150,7 @@ class Chosen:
 
 def _say(config: BuildConfig, line: str) -> None:
     if not config.quiet:
-        import rich
-
-        rich.print(line, flush=True)
+        print(line, flush=True)
 
 
 def _load(config: BuildConfig) -> ImageData:
@@ -165,6 +170,18 @@ def _load(config: BuildConfig) -> ImageData:
     while side < 16:
         side *= 2
     return data if rows == columns == side else load_images(config.data, image_size=side, **options)
+
+
+def _digest(data: ImageData) -> str:
+    """Hash of all three splits, images and labels in their order."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for split in (data.train, data.val, data.test):
+        digest.update(str(split.images.shape).encode())
+        digest.update(split.images.tobytes())
+        digest.update(split.labels.tobytes())
+    return digest.hexdigest()
 
 
 def _choose(config: BuildConfig, data: ImageData, chooser: Chooser | None, step: Any) -> Chosen:
@@ -231,7 +248,9 @@ def _train(config: BuildConfig, data: ImageData, choice: Chosen, run: Run) -> tu
         resume=config.resume,
         progress=not config.quiet,
     )
-    save_file({name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}, weights)
+    partial = weights.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}, partial)
+    partial.replace(weights)  # whole or not there at all
     checkpoint.unlink(missing_ok=True)
     history = {
         "epochs": [asdict(record) for record in result.history],
@@ -272,7 +291,7 @@ def _record(run: Run, data: ImageData, made: Deployment) -> None:
     run.record(
         Evidence(
             "accuracy.emulated", made.emulated_accuracy, "share", "emulated", n=receipt.inferences, source=receipt.toolchain,
-            detail=f"the first {receipt.inferences} of {test} test images",
+            detail="all test images" if receipt.inferences == test else f"a seeded sample of the {test} test images",
         ),
         Evidence("sram.stack", receipt.stack_bytes, "bytes", "emulated", n=receipt.inferences, source="painted stack, high water"),
         Evidence("sram.static", receipt.bss_bytes, "bytes", "measured", source=image, detail=".data and .bss, arena and scratch inside"),

@@ -244,13 +244,14 @@ def _layers(made: Deployment) -> Section:
 
 def _images(data: ImageData, made: Deployment) -> Section:
     predictions = made.int8_outputs.argmax(1)
-    wrong = np.flatnonzero(predictions != made.labels)
-    right = np.flatnonzero(predictions == made.labels)
+    order = np.random.default_rng(0).permutation(len(predictions))  # test images may lie class by class
+    is_right = predictions[order] == made.labels[order]
+    wrong, right = order[~is_right], order[is_right]
     names = data.class_names
     blocks = []
     for caption, chosen in (
-        (f"The {min(len(wrong), _GALLERY)} first of {len(wrong)} that it gets wrong", wrong[:_GALLERY]),
-        (f"The first {min(len(right), _GALLERY)} that it gets right", right[:_GALLERY]),
+        (f"{min(len(wrong), _GALLERY)} of the {len(wrong)} that it gets wrong", wrong[:_GALLERY]),
+        (f"{min(len(right), _GALLERY)} of the {len(right)} that it gets right", right[:_GALLERY]),
     ):
         if len(chosen):
             truth, said = ([names[each] for each in source[chosen]] for source in (made.labels, predictions))

@@ -99,6 +99,12 @@ def _as_graph(model_or_graph: nn.Module | Graph, batch: Any) -> Graph:
     if isinstance(model_or_graph, Graph):
         graph = model_or_graph
     else:
+        for name, parameter in model_or_graph.named_parameters():
+            if parameter.dtype != batch.dtype:
+                raise DataError(
+                    f"weight '{name}' is {str(parameter.dtype).removeprefix('torch.')} and the calibration data "
+                    f"{str(batch.dtype).removeprefix('torch.')}; give the network in float32: model.float()"
+                )
         tensor = next(iter(model_or_graph.parameters()), batch)
         graph = trace(model_or_graph, batch[:1].to(tensor.device))
     if len(graph.inputs) != 1:

@@ -1,0 +1,31 @@
+"""The headline of the README, in full: digits into 16 KB of SRAM and 128 KB of flash on an emulated Cortex-M4."""
+
+import json
+
+import pytest
+
+from lilliput.errors import ToolchainError
+from lilliput.jobs.build import BuildConfig, build
+from lilliput.mcu import find_toolchain
+from lilliput.mcu.boards import find_board
+
+
+@pytest.mark.slow
+def test_digits_fit_run_and_stay_accurate(tmp_path):
+    try:
+        find_toolchain(find_board("mps2-an386"))
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    run = build(BuildConfig(out=str(tmp_path / "digits"), sram="16KB", flash="128KB", quiet=True))
+    figures = {
+        name: each["value"]
+        for name, each in json.loads((run.path / "evidence.json").read_text()).items()
+        if name[0] != "$"
+    }
+    assert figures["accuracy.float"] >= 0.98
+    assert figures["accuracy.int8"] >= figures["accuracy.float"] - 0.01
+    assert figures["accuracy.emulated"] == figures["accuracy.int8"]  # every test image ran on the chip
+    assert figures["outputs.mismatching_bytes"] == 0
+    assert figures["sram.total"] <= 16_384
+    assert figures["flash.total"] <= 131_072
+    assert run.evidence["accuracy.emulated"].n >= 64
