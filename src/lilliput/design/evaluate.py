@@ -13,6 +13,7 @@ from lilliput.design.space import SearchSpace
 MACS, PARAMS = 0, 1
 """Columns of ``Evaluation.needs``; those of rho, stage by stage, follow."""
 
+_NEXT_TO_NOTHING = 1e-9  # where there is no ceiling the share used is 0
 _FAR = 1e30
 """Below every objective."""
 
@@ -64,7 +65,9 @@ def evaluate(problem: Problem, members: Int64[np.ndarray, "member variable"]) ->
         shortcut = i * o
         at_output = middle + 3 * b + o * (b + 3) + shortcut + 3 * o + extra * (2 * o * b + middle + 6 * b + 3 * o)
         macs = macs + pixels * (i * b + 3 * b + (i if stride == 2 else 0.0)) + pixels // stride**2 * at_output
-        params = params + i * b + middle + o * b + 4 * b + shortcut + 4 * o + extra * (2 * o * b + middle + 4 * b + 2 * o)
+        params = (
+            params + i * b + middle + o * b + 4 * b + shortcut + 4 * o + extra * (2 * o * b + middle + 4 * b + 2 * o)
+        )
     log_widths, log_inner = np.log(widths), np.log(bottlenecks) + np.log(kernels)
     sums = log_widths[:-1] + (layers - 1) * log_widths[1:] + 2 * layers * log_inner
     total = np.log(taps) + np.concatenate([np.zeros((1, len(members))), np.cumsum(sums, axis=0)])
@@ -83,11 +86,11 @@ def is_feasible(merit: float) -> bool:
 
 
 def merit(problem: Problem, members: Int64[np.ndarray, "member variable"]) -> Float[np.ndarray, "member"]:
-    """The objective where a member keeps to every budget, else minus a huge multiple of how far it is from that; minus infinity outside the space."""
+    """The objective of a member that keeps to every budget; of others, far below and falling with the distance; outside the space, -inf."""
     values = np.full(len(members), -np.inf)
     legal = problem.space.contains(members)
     found = evaluate(problem, members[legal])
-    excess = np.log(found.needs / problem.ceilings).max(axis=1)
+    excess = np.log(np.maximum(found.needs / problem.ceilings, _NEXT_TO_NOTHING)).max(axis=1)
     values[legal] = np.where(excess <= 0, found.objective, -_FAR * (1 + np.maximum(excess, 0)))
     return values
 

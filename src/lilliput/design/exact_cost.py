@@ -1,4 +1,4 @@
-"""What the built network costs at any image size: multiply-accumulates of convolutions and classifier, parameters; nothing else counts as a MAC."""
+"""What the built network costs at any image size: parameters, and multiply-accumulates of convolutions and classifier alone."""
 
 from __future__ import annotations
 
@@ -41,4 +41,6 @@ def check_buildable(structure: Structure, num_classes: int) -> None:
     kinds = sorted({block.kind for block in structure.blocks} - {"K1KXK1"})
     if kinds or structure.head:
         what = ", ".join(kinds) if kinds else f"a head of {structure.head} channels"
-        raise ConfigError(f"structure with {what}: networks are built of K1KXK1 blocks without a head; others are only scored")
+        raise ConfigError(
+            f"structure with {what}: networks are built of K1KXK1 blocks without a head; others are only scored"
+        )

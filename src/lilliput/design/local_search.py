@@ -12,6 +12,7 @@ from lilliput.design.relaxation import Relaxed
 
 _CHANNEL_STEPS = (1, 2, 4, 8, 16, 32)
 _LAYER_STEPS = (1, 2, 3)
+_FLIP_CHANCE = 0.3
 
 
 def randomised_rounding(
@@ -53,9 +54,7 @@ class Moves:
         fixed = channel_moves + layer_moves
         self._where = np.array([row[0] for row in fixed] + [1 + 2 * m + block for block, _ in self._flips])
         self._fixed = np.array([row[1] for row in fixed], dtype=np.int64)
-        pairs = [
-            (a, b) for a, b in combinations(range(len(self._where)), 2) if self._where[a] != self._where[b]
-        ]
+        pairs = [(a, b) for a, b in combinations(range(len(self._where)), 2) if self._where[a] != self._where[b]]
         self._pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
     def neighbours(self, member: Int64[np.ndarray, "variable"]) -> Int64[np.ndarray, "member variable"]:
@@ -84,14 +83,13 @@ class Moves:
             member, best = neighbours[index], float(merits[index])
         return member, best
 
-    def shaken(
-        self, member: Int64[np.ndarray, "variable"], rng: np.random.Generator
-    ) -> Int64[np.ndarray, "variable"]:
+    def shaken(self, member: Int64[np.ndarray, "variable"], rng: np.random.Generator) -> Int64[np.ndarray, "variable"]:
         """A member a few random moves away."""
         m = self.problem.space.depth
         numbers = member.astype(np.float64)
         numbers[: 1 + 2 * m] *= np.exp(0.15 * rng.standard_normal(1 + 2 * m))
         numbers[1 + 3 * m :] += rng.integers(-2, 3, m)
+        for block, allowed in enumerate(self.problem.space.allowed_kernels):
+            if rng.random() < _FLIP_CHANCE:
+                numbers[1 + 2 * m + block] = rng.choice(allowed)
         return self.problem.space.rounded(numbers[None])[0]
-
-

@@ -11,6 +11,7 @@ Source: Shen et al. 2023, DeepMAD (arXiv:2303.02165) for the program; logarithms
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from scipy.optimize import minimize
 
 from lilliput.design.evaluate import Problem
 
+_minimize: Any = minimize  # its published types do not know a function that returns value and gradient
 _VALUE_SCALE = 1e-3  # the objective is of order 1e4: SLSQP's line search wants it of order ten
 _STRAIGHT_FROM = 6.0  # exp of the penalty's exponent goes on as its tangent from here, so that no start overflows
 _TINY = 1e-9
@@ -48,6 +50,7 @@ class Program:
         self.bounds = np.stack([low, high], axis=1)
         self._macs, self._params = self._terms()
         self._linear, self._linear_offset = self._space_constraints()
+        self._last: tuple[bytes, tuple[np.ndarray, np.ndarray]] | None = None
 
     def maximise(
         self, start: Float[np.ndarray, "variable"], iterations: int = 120, *, fixed_layers: bool = False
@@ -67,7 +70,7 @@ class Program:
         def slack_jacobian(x: Float[np.ndarray, "variable"]) -> Float[np.ndarray, "constraint variable"]:
             return self.slacks(x)[1]
 
-        found = minimize(
+        found = _minimize(
             value,
             start,
             jac=True,
@@ -96,7 +99,7 @@ class Program:
 
         gradient = np.append(np.zeros(self.variables), 1.0)
         t = max(0.0, float(-self.slacks(start)[0][:ceilings].min()))
-        found = minimize(
+        found = _minimize(
             lambda z: (z[-1], gradient),
             np.append(start, t),
             jac=True,
@@ -130,6 +133,12 @@ class Program:
         self, x: Float[np.ndarray, "variable"]
     ) -> tuple[Float[np.ndarray, "constraint"], Float[np.ndarray, "constraint variable"]]:
         """How far inside each constraint, in logarithms, and the gradients: the finite budgets in order, then the space's own."""
+        key = x.tobytes()  # SLSQP asks for values and gradients of one point in two calls
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._slacks(x)
+        return self._last[1]
+
+    def _slacks(self, x):  # type: ignore[no-untyped-def]
         problem, space = self.problem, self.problem.space
         values, gradients = [], []
         for ceiling, terms in ((problem.macs, self._macs), (problem.params, self._params)):
@@ -191,7 +200,7 @@ class Program:
         return float(np.exp(held) * (1 + exponent - held)), gradient
 
     def _terms(self):  # type: ignore[no-untyped-def]
-        """MACs and parameters as sums of products: coefficient, exponents of the widths, and the super block whose repeats it counts (-1: none)."""
+        """MACs and parameters as sums of products: coefficient, exponents of the widths, super block whose repeats count (-1: none)."""
         space, m = self.problem.space, self.problem.space.depth
         taps, area = 9 * space.channels, (space.image_size // space.strides[0]) ** 2
         macs: list[tuple[float, tuple[int, ...], int]] = [(area * (taps + 3), (0,), -1)]

@@ -51,14 +51,14 @@ class Score:
     rho: float
     """The largest over the stages."""
     macs: int
-    """Of the reference's counter, as the published budgets mean it: convolutions, and 2 per value of a batch norm, 1 of a ReLU or of a pooled
+    """Of the reference's counter, as the published budgets mean it: convolutions, 2 per value of a batch norm, 1 of a ReLU or pooled
     shortcut; squeeze-and-excitation and classifier not counted. ``exact_cost`` counts what the built network does."""
     params: int
     """Of the reference's counter: weights and 2 per channel of a batch norm; the classifier not counted."""
 
 
 def score(
-    structure: Structure, image_size: int, alpha: Sequence[float] | None = None, *, as_published: bool = False
+    structure: Structure, image_size: int, alpha: Sequence[float | int] | None = None, *, as_published: bool = False
 ) -> Score:
     """Entropy, effectiveness and costs of a structure.
 
@@ -92,7 +92,7 @@ def score(
     return Score(entropy, tuple(stages), max(stage.rho for stage in stages), macs, params)
 
 
-def stage_weights(alpha: Sequence[float] | None, stages: int) -> tuple[float, ...]:
+def stage_weights(alpha: Sequence[float | int] | None, stages: int) -> tuple[float, ...]:
     """The weights of the stages, checked; 1, ..., 1, 8 where none are given."""
     if alpha is None:
         return (1.0,) * (stages - 1) + (8.0,)
@@ -163,7 +163,8 @@ def _block_cost(block: SuperBlock, channels: int, stride: int, side: int, is_fir
 
 def _layers(structure: Structure) -> list[tuple[int, int, tuple[int, ...], bool]]:
     """Of each block in order: stride, output channels, widths of its convolutions (shortcuts do not count), whether it has an SE."""
-    rows = [(structure.stem_stride, structure.stem, (structure.channels * structure.stem_kernel**2,), False)]
+    stem_widths: tuple[int, ...] = (structure.channels * structure.stem_kernel**2,)
+    rows = [(structure.stem_stride, structure.stem, stem_widths, False)]
     channels = structure.stem
     for block in structure.blocks:
         middle = block.kernel**2 * (block.bottleneck if block.kind == "K1KXK1" else 1)

@@ -37,7 +37,8 @@ _PATTERNS = 32
 _ROUNDINGS = 4000
 _ROUNDED_FROM = 6
 _CLIMBS = 5
-_SHAKES = 18
+_SHAKES = 40
+_TRIES = 8
 _BINDING_FROM = 0.99
 _NAMES = ("macs", "params")
 
@@ -80,12 +81,12 @@ def solve(
     space: SearchSpace,
     budget: Budget,
     *,
-    rho: float = 0.3,
-    alpha: Sequence[float] | None = None,
+    rho: float | int = 0.3,
+    alpha: Sequence[float | int] | None = None,
     depth_penalty: str = "paper",
-    penalty_weight: float = 10.0,
+    penalty_weight: float | int = 10.0,
     seed: int = 0,
-    time_limit: float | None = None,
+    time_limit: float | int | None = None,
 ) -> Design:
     """The structure of a space with the largest objective found within a budget.
 
@@ -116,16 +117,26 @@ def solve(
     relaxed = [] if nearest.value > 1e-6 else _relaxations(problem, nearest, rng, is_late)
     pool = _roundings(problem, relaxed or [nearest], rng)
     member, best = moves.climb(pool[0])
-    if not is_feasible(best):
-        raise BudgetError(_nothing_fits(problem, member))
     for start in pool[1:_CLIMBS]:
-        if is_late():
+        if is_late() and is_feasible(best):
             break
         member, best = max((member, best), moves.climb(start), key=lambda pair: pair[1])
+    for _ in range(_TRIES if relaxed else 0):  # the relaxation fits and no rounding does: worth a second look
+        if is_feasible(best):
+            break
+        member, best = max((member, best), moves.climb(_redepthed(problem, member, rng)), key=lambda pair: pair[1])
+    if not is_feasible(best):
+        raise BudgetError(_nothing_fits(problem, member))
     for turn in range(_SHAKES):
         if is_late():
             break
-        start = moves.shaken(member, rng) if turn % 3 == 2 else _redepthed(problem, member, rng)
+        if turn % 3 == 0:  # from a relaxed optimum again: what has been found so far may lie in a poor basin
+            row = relaxed[int(rng.integers(min(len(relaxed), _ROUNDED_FROM)))] if relaxed else nearest
+            start = _redepthed(problem, randomised_rounding(problem, row, 1, rng)[0], rng)
+        elif turn % 3 == 1:
+            start = _redepthed(problem, member, rng)
+        else:
+            start = moves.shaken(member, rng)
         member, best = max((member, best), moves.climb(start), key=lambda pair: pair[1])
     return _design(problem, member, best, relaxed, seed, started, is_late())
 
@@ -133,14 +144,16 @@ def solve(
 def _problem(
     space: SearchSpace,
     budget: Budget,
-    rho: float,
-    alpha: Sequence[float] | None,
+    rho: float | int,
+    alpha: Sequence[float | int] | None,
     depth_penalty: str,
-    penalty_weight: float,
+    penalty_weight: float | int,
 ) -> Problem:
     for name in ("flash_bytes", "sram_bytes"):
         if getattr(budget, name) is not None:
-            raise ConfigError(f"budget {name}={getattr(budget, name):,}: solve takes macs and params; try Budget(macs=..., params=...)")
+            raise ConfigError(
+                f"budget {name}={getattr(budget, name):,}: solve takes macs and params; try Budget(macs=..., params=...)"
+            )
     if not 0 < rho < np.inf:
         raise ConfigError(f"rho={rho}: must be above 0; try rho=0.3")
     if not 0 <= penalty_weight < np.inf:
@@ -196,7 +209,7 @@ def _relaxations(problem: Problem, nearest: Relaxed, rng: np.random.Generator, i
     found: list[Relaxed] = []
     start = nearest.x
     for pattern in reversed(patterns):
-        if is_late() and found:
+        if is_late():
             break
         result = Program(problem, pattern).maximise(start)
         if result.excess < 1e-6:
@@ -232,7 +245,8 @@ def _roundings(
 def _redepthed(problem: Problem, member: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The best rounding of the relaxation with other depths nearby, held, and the member's kernels."""
     space, m = problem.space, problem.space.depth
-    depths = np.clip(member[1 + 3 * m :] + rng.integers(-2, 3, m), 1, np.array(space.layer_limits))
+    changes = rng.integers(-2, 3, m) * (rng.random(m) < 0.5)
+    depths = np.clip(member[1 + 3 * m :] + changes, 1, np.array(space.layer_limits))
     start = np.log(np.concatenate([member[: 1 + 2 * m], depths]).astype(np.float64))
     kernels = tuple(int(kernel) for kernel in member[1 + 2 * m : 1 + 3 * m])
     relaxed = Program(problem, kernels).maximise(start, 60, fixed_layers=True)
@@ -268,10 +282,16 @@ def _nothing_fits(problem: Problem, member: np.ndarray) -> str:
     """What the nearest member needs, and what that means for the budgets."""
     needs = evaluate(problem, member[None]).needs[0]
     macs, params, rho = float(needs[0]), float(needs[1]), float(needs[2:].max())
-    rows = [("macs", macs, problem.macs, ",.0f"), ("params", params, problem.params, ",.0f"), ("rho", rho, problem.rho, ".4g")]
+    rows = [
+        ("macs", macs, problem.macs, ",.0f"),
+        ("params", params, problem.params, ",.0f"),
+        ("rho", rho, problem.rho, ".4g"),
+    ]
     factor = max(need / ceiling for _, need, ceiling, _ in rows)
     worst = [row for row in rows if row[1] / row[2] > factor / 1.005]
-    words = " and ".join(f"{name} ({need:{form}} needed, {ceiling:{form}} allowed)" for name, need, ceiling, form in worst)
+    words = " and ".join(
+        f"{name} ({need:{form}} needed, {ceiling:{form}} allowed)" for name, need, ceiling, form in worst
+    )
     rounded_up = np.ceil(1000 * factor) / 1000
     return (
         f"no network of the space fits: binding {'is' if len(worst) == 1 else 'are'} {words}; all budgets would have to grow by a factor "

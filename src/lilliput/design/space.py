@@ -140,7 +140,9 @@ class SearchSpace:
             stem_stride=self.strides[0],
             channels=self.channels,
             blocks=tuple(
-                SuperBlock(out=int(out), bottleneck=int(bottleneck), kernel=int(kernel), stride=stride, layers=int(layers))
+                SuperBlock(
+                    out=int(out), bottleneck=int(bottleneck), kernel=int(kernel), stride=stride, layers=int(layers)
+                )
                 for (out, bottleneck, kernel, layers), stride in zip(rest, self.strides[1:], strict=True)
             ),
         )
@@ -153,16 +155,24 @@ class SearchSpace:
     def contains(self, members: Int64[np.ndarray, "member variable"]) -> Bool[np.ndarray, "member"]:
         """Which rows are members: steps, bounds, growth, monotone widths, kernels that fit."""
         m = self.depth
-        stem, outs, bottlenecks = members[:, :1], members[:, 1 : 1 + m], members[:, 1 + m : 1 + 2 * m]
-        kernels, layers = members[:, 1 + 2 * m : 1 + 3 * m], members[:, 1 + 3 * m :]
-        widths = members[:, : 1 + 2 * m]
-        legal = (widths >= self.channel_step).all(1) & (widths % self.channel_step == 0).all(1)
-        legal &= (stem[:, 0] <= self.stem_max) & (outs <= self.out_max).all(1)
-        legal &= (outs <= self.growth_max * members[:, :m]).all(1) & (outs[:, 1:] >= outs[:, :-1]).all(1)
-        legal &= (bottlenecks <= outs).all(1) & (bottlenecks >= self.bottleneck_floor(outs)).all(1)
-        legal &= (layers >= 1).all(1) & (layers <= np.array(self.layer_limits)).all(1)
+        columns = np.ascontiguousarray(members.T)  # reductions over the few variables are slow, over many members fast
+        widths, outs, bottlenecks = columns[: 1 + 2 * m], columns[1 : 1 + m], columns[1 + m : 1 + 2 * m]
+        kernels, layers = columns[1 + 2 * m : 1 + 3 * m], columns[1 + 3 * m :]
+        legal = columns[0] <= self.stem_max
+        for rule in (
+            widths >= self.channel_step,
+            widths % self.channel_step == 0,
+            outs <= self.out_max,
+            outs <= self.growth_max * columns[:m],
+            outs[1:] >= outs[:-1],
+            bottlenecks <= outs,
+            bottlenecks >= self.bottleneck_floor(outs),
+            layers >= 1,
+            layers <= np.array(self.layer_limits)[:, None],
+        ):
+            legal = legal & rule.all(axis=0)
         for index, allowed in enumerate(self.allowed_kernels):
-            legal &= np.isin(kernels[:, index], allowed)
+            legal &= np.isin(kernels[index], allowed)
         return legal
 
     def rounded(self, members: Float[np.ndarray, "member variable"]) -> Int64[np.ndarray, "member variable"]:

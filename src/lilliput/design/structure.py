@@ -107,7 +107,7 @@ class Structure:
         except ValueError as error:
             raise DataError(f"structure: not JSON ({error}); it must be what to_json() writes") from None
         if not isinstance(data, dict) or data.pop("format", None) != "lilliput.structure":
-            raise DataError("structure: JSON without \"format\": \"lilliput.structure\"; it must be what to_json() writes")
+            raise DataError('structure: JSON without "format": "lilliput.structure"; it must be what to_json() writes')
         version = data.pop("version", None)
         if version != _FORMAT_VERSION:
             raise DataError(f"structure: format version {version!r}; this release reads version {_FORMAT_VERSION}")
@@ -149,7 +149,9 @@ class Structure:
                 head = conv["out"]
                 continue
             if kind not in _SUPER_CLASSES:
-                raise DataError(f"{where}: class {kind!r} between super blocks; must be one of {', '.join(_SUPER_CLASSES)}")
+                raise DataError(
+                    f"{where}: class {kind!r} between super blocks; must be one of {', '.join(_SUPER_CLASSES)}"
+                )
             row = _reference_numbers(row, where, ("in", "out", "btn", "s", "k", "L"))
             _chained(row["in"], width, where)
             fields = {
@@ -215,7 +217,9 @@ def _reference_class(row: Any, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("class"), str):
         raise DataError(f"{where}: {row!r} must be a dict with a 'class'")
     if row["class"] != _STEM_CLASS and row["class"] not in _SUPER_CLASSES:
-        raise DataError(f"{where}: unknown class {row['class']!r}; known are {', '.join((_STEM_CLASS, *_SUPER_CLASSES))}")
+        raise DataError(
+            f"{where}: unknown class {row['class']!r}; known are {', '.join((_STEM_CLASS, *_SUPER_CLASSES))}"
+        )
     return row["class"]
 
 
