@@ -228,3 +228,29 @@ def test_a_space_that_cannot_be_is_refused_in_words():
     ):
         with pytest.raises(ConfigError, match=message):
             SearchSpace.bottleneck(**fields)
+
+
+def test_a_space_holds_its_members_and_nothing_that_breaks_one_rule():
+    space = SearchSpace.bottleneck(image_size=32, strides=(1, 2, 2), layers_max=4, out_max=128)
+    # stem | widths | bottlenecks | kernels | layers
+    member = np.array([16, 64, 128, 16, 16, 3, 5, 2, 4])
+    wrong = {
+        "stem above 32": (0, 40),
+        "stem no multiple of 8": (0, 20),
+        "first width above 4 stems": (1, 72),
+        "widths fall": (2, 56),
+        "width above out_max": (2, 136),
+        "bottleneck no multiple of 8": (3, 12),
+        "bottleneck above its width": (3, 72),
+        "bottleneck below a tenth": (4, 8),
+        "bottleneck of nothing": (3, 0),
+        "kernel unknown": (5, 7),
+        "first super block too deep": (7, 4),
+        "no layers": (8, 0),
+        "too deep": (8, 5),
+    }
+    assert space.contains(member[None]).all()
+    for name, (index, value) in wrong.items():
+        other = member.copy()
+        other[index] = value
+        assert not space.contains(other[None]).any(), name
