@@ -10,6 +10,7 @@ Source: Shen et al. 2023, DeepMAD (arXiv:2303.02165) for the program; logarithms
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 
 from lilliput.design.evaluate import Problem
+
+_Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Coefficients, exponents of the variables (a row each), and the super block whose repeats count (-1: none)."""
 
 _minimize: Any = minimize  # its published types do not know a function that returns value and gradient
 _VALUE_SCALE = 1e-3  # the objective is of order 1e4: SLSQP's line search wants it of order ten
@@ -138,7 +142,7 @@ class Program:
             self._last = key, self._slacks(x)
         return self._last[1]
 
-    def _slacks(self, x):  # type: ignore[no-untyped-def]
+    def _slacks(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         problem, space = self.problem, self.problem.space
         values, gradients = [], []
         for ceiling, terms in ((problem.macs, self._macs), (problem.params, self._params)):
@@ -165,7 +169,7 @@ class Program:
             np.concatenate([np.reshape(gradients, (-1, self.variables)), self._linear, floor_gradients]),
         )
 
-    def _cumulative(self, x):  # type: ignore[no-untyped-def]
+    def _cumulative(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Sums of log widths and numbers of layers up to each super block, with gradients; row 0 is the stem."""
         m = self.problem.space.depth
         outs, inner, layers = x[: 1 + m], x[1 + m : 1 + 2 * m] + np.log(self.kernels), np.exp(x[1 + 2 * m :])
@@ -199,7 +203,7 @@ class Program:
         gradient[which] = np.exp(held) * slope
         return float(np.exp(held) * (1 + exponent - held)), gradient
 
-    def _terms(self):  # type: ignore[no-untyped-def]
+    def _terms(self) -> tuple[_Terms, _Terms]:
         """MACs and parameters as sums of products: coefficient, exponents of the widths, super block whose repeats count (-1: none)."""
         space, m = self.problem.space, self.problem.space.depth
         taps, area = 9 * space.channels, (space.image_size // space.strides[0]) ** 2
@@ -224,14 +228,14 @@ class Program:
             ]  # fmt: skip
         return self._matrix(macs), self._matrix(params)
 
-    def _matrix(self, terms):  # type: ignore[no-untyped-def]
+    def _matrix(self, terms: Sequence[tuple[int | float, tuple[int, ...], int]]) -> _Terms:
         exponents = np.zeros((len(terms), self.variables))
         for row, (_, powers, _) in enumerate(terms):
             for power in powers:
                 exponents[row, power] += 1
         return np.array([float(term[0]) for term in terms]), exponents, np.array([term[2] for term in terms])
 
-    def _sum(self, terms, x):  # type: ignore[no-untyped-def]
+    def _sum(self, terms: _Terms, x: np.ndarray) -> tuple[float, np.ndarray]:
         coefficients, exponents, repeats = terms
         m = self.problem.space.depth
         layers = np.exp(x[1 + 2 * m :])
@@ -242,7 +246,7 @@ class Program:
             gradient[1 + 2 * m + index] += products[repeats == index].sum() * layers[index]
         return float((products * factors).sum()), gradient
 
-    def _space_constraints(self):  # type: ignore[no-untyped-def]
+    def _space_constraints(self) -> tuple[np.ndarray, np.ndarray]:
         """Growth, monotone widths, bottleneck at most its width: linear in logarithms, as rows of A x + b >= 0."""
         space, m = self.problem.space, self.problem.space.depth
         rows, offsets = [], []

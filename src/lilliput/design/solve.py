@@ -13,7 +13,7 @@ Source: Shen et al. 2023, DeepMAD (arXiv:2303.02165) for the program; the paper'
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -199,7 +199,9 @@ def _phase_one(problem: Problem, rng: np.random.Generator) -> Relaxed:
     return best
 
 
-def _relaxations(problem: Problem, nearest: Relaxed, rng: np.random.Generator, is_late) -> list[Relaxed]:  # type: ignore[no-untyped-def]
+def _relaxations(
+    problem: Problem, nearest: Relaxed, rng: np.random.Generator, is_late: Callable[[], bool]
+) -> list[Relaxed]:
     """Local optima of the relaxation, best first."""
     patterns = list(product(*problem.space.allowed_kernels))
     largest = patterns[-1]
