@@ -111,6 +111,20 @@ def lower_bound(blocks: Iterable[Block], *, alignment: int = 1) -> int:
     return bound
 
 
+def free_offset(blocks: Iterable[Block], packing: Packing, step: int, size_bytes: int, alignment: int) -> int | None:
+    """The lowest offset at which so many bytes are free during one step; ``None`` where no gap is large enough, or none are needed."""
+    if size_bytes == 0:
+        return None
+    base = 0
+    alive = sorted((packing.offsets[b.name], b.size_bytes) for b in blocks if b.start <= step < b.stop and b.size_bytes)
+    for first, taken in [*alive, (packing.arena_bytes, 0)]:
+        if base + size_bytes <= first:
+            return base
+        end = max(base, first + taken)
+        base = end + -end % alignment
+    return None
+
+
 def verify_packing(
     blocks: Iterable[Block], offsets: Mapping[str, int], arena_bytes: int, *, alignment: int = 1
 ) -> None:

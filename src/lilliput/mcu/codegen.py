@@ -1,7 +1,7 @@
 """From a plan to a self-contained C99 project: model, weights, kernels, start-up code, linker scripts, test vectors.
 
 Everything the project needs lies in its folder; it builds with GCC or Clang and ``make``, without Python. What the model may read or
-write is fixed here: one arena, one scratch buffer, constant tables in flash, and calls at planned offsets.
+write is fixed here: one arena, a scratch buffer where its gaps are too small, constant tables in flash, calls at planned offsets.
 """
 
 from __future__ import annotations
@@ -118,6 +118,8 @@ def _calls(plan: Plan) -> list[tuple[str, str, KernelCall]]:
         call = lower(step.op, tensors, symbol=f"op{index}", fused_add=step.fused_add, in_place=step.in_place)
         buffers = [f"ll_arena + {plan.offsets[name]}" for name in (*step.inputs, step.output)]
         scratch = "ll_scratch" if call.scratch_bytes else "NULL"
+        if step.scratch_offset is not None:
+            scratch = f"ll_arena + {step.scratch_offset}"
         comment = f"{step.op.source or step.op.name}: {type(step.op).__name__} -> {'x'.join(map(str, tensors[step.output].shape))}"
         calls.append((comment, ", ".join([*buffers, scratch]), call))
     return calls

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from lilliput.mcu.arena import Packing, pack
+from lilliput.mcu.arena import Block, Packing, free_offset, pack
 from lilliput.mcu.lowering import can_fuse_add, can_run_in_place, scratch_bytes
 from lilliput.mcu.schedule import Task, Timeline, best_order, timeline
 from lilliput.quantize.qgraph import Add, QOp, QuantizedGraph, Reshape
 
 _MOST_LIMITS = 6
+SCRATCH_ALIGNMENT = 4
+"""The kernels use their working memory as words."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,6 @@ class Program:
     """Outputs that may be written over an input."""
 
     @cached_property
-    def scratch_bytes(self) -> int:
-        """Working memory that all steps share."""
-        return max((step.scratch_bytes for step in self.fused), default=0)
-
-    @cached_property
     def memory(self) -> tuple[tuple[Task, ...], Mapping[str, int], Collection[str], Collection[str]]:
         """What ``schedule`` asks for: what each step does to memory, bytes of each buffer, inputs, outputs."""
         holder = storage(self.graph)
@@ -62,6 +59,7 @@ class Program:
                 writes=None if step.is_alias else step.output,
                 hosts=step.hosts if step.output in self.in_place else (),
                 after=tuple(made_by[name] for name in step.inputs if name in made_by),
+                scratch_bytes=step.scratch_bytes,
             )
             for step in self.fused
         )
@@ -87,11 +85,26 @@ class Candidate:
     program: Program
     timeline: Timeline
     packing: Packing
+    scratch_offsets: tuple[int | None, ...]
+    """For each step where in the arena its working memory lies. ``None``: it needs none, or it goes to a buffer apart."""
+
+    @cached_property
+    def scratch_bytes(self) -> int:
+        """Working memory apart from the arena, shared by the steps that have no place in it."""
+        pairs = zip(self.program.fused, self.scratch_offsets, strict=True)
+        return max((step.scratch_bytes for step, offset in pairs if offset is None), default=0)
 
     @property
     def total_bytes(self) -> int:
-        """Arena and scratch."""
-        return self.packing.arena_bytes + self.program.scratch_bytes
+        """Arena and scratch apart from it."""
+        return self.packing.arena_bytes + self.scratch_bytes
+
+
+def _least_bytes(way: tuple[Program, Timeline]) -> int:
+    """What a program takes at least, whatever lies where: at each step what is alive, and the step's working memory."""
+    program, times = way
+    needed = (live + step.scratch_bytes for live, step in zip(times.live_bytes, program.fused, strict=False))
+    return max(times.peak_bytes, max(needed, default=0))
 
 
 def smallest(graph: QuantizedGraph, *, in_place: bool, fuse_add: bool, alignment: int = 1) -> Candidate:
@@ -105,10 +118,10 @@ def smallest(graph: QuantizedGraph, *, in_place: bool, fuse_add: bool, alignment
         ways.append((program, timeline(*program.memory)))
         if order != tuple(range(len(order))):
             ways.append((reordered := program.reordered(order), timeline(*reordered.memory)))
-    ways.sort(key=lambda way: way[1].peak_bytes + way[0].scratch_bytes)
+    ways.sort(key=_least_bytes)
     best: Candidate | None = None
     for program, times in ways:
-        if best is not None and best.total_bytes <= times.peak_bytes + program.scratch_bytes:
+        if best is not None and best.total_bytes <= _least_bytes((program, times)):
             break
         for candidate in _placed(program, times, alignment):
             if best is None or candidate.total_bytes < best.total_bytes:
@@ -123,7 +136,7 @@ def _placed(program: Program, times: Timeline, alignment: int) -> Iterator[Candi
     A result written over a longer buffer is pinned to its first byte, which can keep the others from fitting.
     """
     packing = pack(times.blocks, tied=times.tied, alignment=alignment)
-    yield Candidate(program, times, packing)
+    yield from _with_scratch(program, times, packing, alignment)
     if packing.arena_bytes > packing.lower_bound_bytes:
         tasks, sizes, _, _ = program.memory
         needed = {
@@ -134,7 +147,30 @@ def _placed(program: Program, times: Timeline, alignment: int) -> Iterator[Candi
         freed = Program(program.graph, program.fused, program.in_place & needed)
         if freed.in_place != program.in_place:
             times = timeline(*freed.memory)
-            yield Candidate(freed, times, pack(times.blocks, tied=times.tied, alignment=alignment))
+            packing = pack(times.blocks, tied=times.tied, alignment=alignment)
+            yield from _with_scratch(freed, times, packing, alignment)
+
+
+def _with_scratch(program: Program, times: Timeline, packing: Packing, alignment: int) -> Iterator[Candidate]:
+    """Working memory in the gaps that packed activations leave; then, if that is not the least, packed together with them."""
+    offsets = tuple(
+        free_offset(times.blocks, packing, index, step.scratch_bytes, SCRATCH_ALIGNMENT)
+        for index, step in enumerate(program.fused)
+    )
+    yield (apart := Candidate(program, times, packing, offsets))
+    if apart.total_bytes > _least_bytes((program, times)):
+        slack = SCRATCH_ALIGNMENT - 1  # a block may begin anywhere, its words must not
+        scratch = {
+            index: Block(f"scratch {index}", step.scratch_bytes + slack, index, index + 1)
+            for index, step in enumerate(program.fused)
+            if step.scratch_bytes
+        }
+        together = pack((*times.blocks, *scratch.values()), tied=times.tied, alignment=alignment)
+        places = {index: together.offsets[block.name] for index, block in scratch.items()}
+        aligned = (
+            places[i] + -places[i] % SCRATCH_ALIGNMENT if i in places else None for i in range(len(program.fused))
+        )
+        yield Candidate(program, times, together, tuple(aligned))
 
 
 def programs(graph: QuantizedGraph, *, in_place: bool, fuse_add: bool) -> Iterator[Program]:

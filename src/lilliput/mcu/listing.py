@@ -52,7 +52,7 @@ def _decisions(plan: Plan, step: Step) -> Iterator[str]:
 def _totals(plan: Plan) -> Iterator[str]:
     ratio = plan.arena_bytes / plan.lower_bound_bytes if plan.lower_bound_bytes else 1.0
     yield f"arena    {plan.arena_bytes:>12,} B  ({ratio:.3f} of the bound {plan.lower_bound_bytes:,} B; input {plan.input_bytes:,} B of it)"
-    yield f"scratch  {plan.scratch_bytes:>12,} B"
+    yield f"scratch  {plan.scratch_bytes:>12,} B  apart from the arena"
     yield f"stack    {plan.stack_bytes:>12,} B  set aside"
     limit = "" if plan.sram_bytes_limit is None else f"  of {plan.sram_bytes_limit:,} B"
     yield f"SRAM     {plan.sram_bytes:>12,} B{limit}"

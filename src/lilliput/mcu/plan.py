@@ -4,7 +4,8 @@ Three decisions lower the memory that a network needs: operations done in place,
 the order of branches. :func:`plan` compares programs that differ in them (``fusion``), orders each (``schedule``), packs the best into an
 arena (``arena``), and proves the result with two verifiers that share no code with what made it.
 
-What is counted: activations, the network's input among them, and the kernels' shared scratch. Stack is an allowance until it is measured.
+What is counted: activations, the network's input among them, and the kernels' working memory (scratch), which lies in gaps of the arena
+where these are large enough and in a buffer apart where not. Stack is an allowance until it is measured.
 """
 
 from __future__ import annotations
@@ -50,9 +51,11 @@ class Step:
     overwrites: str | None
     """The tensor whose buffer the output takes over."""
     scratch_bytes: int
+    scratch_offset: int | None
+    """Where in the arena its working memory lies; ``None``: it needs none, or it has the buffer apart."""
     macs: int
     live_bytes: int
-    """Bytes of the arena in use while it runs."""
+    """Bytes of activations in the arena while it runs."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Plan:
     lower_bound_bytes: int
     """Most bytes alive at one step under the plan's decisions."""
     scratch_bytes: int
+    """Working memory of kernels that found no free place in the arena: a buffer apart."""
     stack_bytes: int
     alignment: int
     sram_bytes_limit: int | None = None
@@ -225,10 +229,13 @@ def _plan(chosen: Candidate, alignment: int, stack_bytes: int) -> Plan:
             output=fused.output,
             overwrites=host,
             scratch_bytes=fused.scratch_bytes,
+            scratch_offset=scratch_offset,
             macs=graph.op_macs.get(fused.op.name, 0),
             live_bytes=live,
         )
-        for fused, host, live in zip(chosen.program.fused, times.hosts, times.live_bytes[:-1], strict=True)
+        for fused, host, live, scratch_offset in zip(
+            chosen.program.fused, times.hosts, times.live_bytes[:-1], chosen.scratch_offsets, strict=True
+        )
     ]
     offsets = {name: chosen.packing.offsets[holder[name]] for name in (graph.input, *(step.output for step in steps))}
     return Plan(
@@ -238,7 +245,7 @@ def _plan(chosen: Candidate, alignment: int, stack_bytes: int) -> Plan:
         blocks=times.blocks,
         arena_bytes=chosen.packing.arena_bytes,
         lower_bound_bytes=chosen.packing.lower_bound_bytes,
-        scratch_bytes=chosen.program.scratch_bytes,
+        scratch_bytes=chosen.scratch_bytes,
         stack_bytes=stack_bytes,
         alignment=alignment,
     )

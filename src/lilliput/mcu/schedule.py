@@ -29,6 +29,8 @@ class Task:
     """Buffers among those read that the result may be written over, if nobody needs them afterwards; best first, none smaller than it."""
     after: tuple[int, ...] = ()
     """Indices of the tasks that must have run before."""
+    scratch_bytes: int = 0
+    """Working memory while it runs."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def timeline(
 def best_order(
     tasks: Sequence[Task], sizes_bytes: Mapping[str, int], inputs: Collection[str], outputs: Collection[str]
 ) -> tuple[int, ...]:
-    """The order with the lowest peak: exact while few sets of finished tasks are possible, otherwise a beam search.
+    """The order with the lowest peak, working memory included: exact while few sets of finished tasks are possible, else a beam search.
 
     The order given is kept where nothing found is strictly lower. The result depends on the arguments alone.
     """
@@ -113,6 +115,7 @@ class _Program:
         self.start_bytes = sum(sizes[name] for name in inputs)
         self.waits_for = [sum(1 << index for index in set(task.after)) for task in tasks]
         self.out = [sizes[task.writes] if task.writes is not None else 0 for task in tasks]
+        self.scratch = [task.scratch_bytes for task in tasks]
         self.is_unread = [
             task.writes is not None and task.writes not in readers and task.writes not in outputs for task in tasks
         ]
@@ -127,7 +130,7 @@ class _Program:
 
     @staticmethod
     def _least_bytes(task: Task, sizes: Mapping[str, int]) -> int:
-        read = sum(sizes[name] for name in set(task.reads))
+        read = sum(sizes[name] for name in set(task.reads)) + task.scratch_bytes
         return read if task.writes is None or task.hosts else read + sizes[task.writes]
 
     def has_one_order(self) -> bool:
@@ -158,7 +161,7 @@ class _Program:
             for size, readers in self.ends[task]:
                 if not readers & missing:
                     after -= size
-            found.append((task, during, after - self.out[task] if self.is_unread[task] else after))
+            found.append((task, during + self.scratch[task], after - self.out[task] if self.is_unread[task] else after))
         return found
 
 

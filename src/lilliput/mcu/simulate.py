@@ -57,6 +57,8 @@ def _carry_out(plan: Plan, arena: np.ndarray, index: int, step: Step) -> None:
     from lilliput.quantize.interpreter import evaluate
 
     if not step.is_alias:
+        if step.scratch_offset is not None:
+            arena[step.scratch_offset : step.scratch_offset + step.scratch_bytes] = POISON
         output = _tensor(plan, arena, step.output)
         # A kernel may write before it has read all: what it may not overwrite is read after its output's place is poisoned.
         kept = {name: _tensor(plan, arena, name).copy() for name in step.inputs if plan.is_overwritten(step, name)}
@@ -95,9 +97,13 @@ def verify_ownership(plan: Plan) -> None:
             arena.rename(step.inputs[0], step.output)
             arena.require((step.output,), f"step '{step.output}'")  # so the output must lie where the input does
         else:
+            scratch = arena.take_scratch(step, number)
+            arena.require(step.inputs, f"step '{step.output}', which has begun to use its scratch,")
             arena.take(step.output, number)
             kept = tuple(name for name in step.inputs if not plan.is_overwritten(step, name))
             arena.require(kept, f"step '{step.output}', which has begun to write,")
+            if (scratch != -number).any():
+                raise PackingError(f"step '{step.output}' writes its output over its scratch")
     arena.require(graph.outputs, "the caller")
 
 
@@ -113,6 +119,15 @@ class _Owners:
     def take(self, name: str, number: int) -> None:
         self.made_as[name] = number
         self.place[name][...] = number
+
+    def take_scratch(self, step: Step, number: int) -> np.ndarray:
+        """The bytes of the step's working memory in the arena, marked as nobody's tensor."""
+        first = 0 if step.scratch_offset is None else step.scratch_offset
+        place = self.owner[first : first + (0 if step.scratch_offset is None else step.scratch_bytes)]
+        if step.scratch_offset is not None and len(place) != step.scratch_bytes:
+            raise PackingError(f"step '{step.output}': scratch at {first} does not lie in the arena")
+        place[...] = -number
+        return place
 
     def rename(self, name: str, other: str) -> None:
         self.made_as[other] = self.made_as[name]

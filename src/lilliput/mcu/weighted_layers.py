@@ -10,6 +10,12 @@ import numpy as np
 from lilliput.mcu.addition import add_params
 from lilliput.mcu.kernel_call import ConstantTable, KernelCall, Tensors, check_sizes, struct_c, window_fields
 from lilliput.mcu.packing import fold_zero_point, pack_weights, scale_constants
+from lilliput.mcu.scratch import (
+    dense_scratch_bytes,
+    depthwise_is_3x3,
+    depthwise_ring_width,
+    depthwise_scratch_bytes,
+)
 from lilliput.quantize.qgraph import Add, Conv2d, Linear, QOp
 
 
@@ -94,11 +100,10 @@ class _Convolution:
 
     @property
     def scratch_bytes(self) -> int:
-        """Two pixels' windows in 16 bits, one in 8 where channels do not fill words, two pixels of output before an addition."""
+        """None for one vector: its codes are read where they lie."""
         if self.is_one_vector:
             return 0
-        whole = -(-self.window // 4) * 4
-        return 4 * whole + (whole if self.group_in % 4 else 0) + (2 * self.out_shape[2] if self.fused else 0)
+        return dense_scratch_bytes(self.window, self.group_in, self.out_shape[2] if self.fused else 0)
 
     @property
     def macs(self) -> int:
@@ -139,25 +144,18 @@ class _Ring:
     rows: int
     width: int
     is_3x3: bool
-    weight_words: int
-    kernel_rows: int
-
-    @property
-    def scratch_bytes(self) -> int:
-        return 2 * self.rows * self.width + (0 if self.is_3x3 else 4 * (self.weight_words + self.kernel_rows))
+    scratch_bytes: int
 
 
 def _ring(op: Conv2d, tensors: Tensors) -> _Ring:
     out, kernel_h, kernel_w, _ = op.weight.shape
     multiplier = out // op.groups
-    needed = (tensors[op.name].shape[1] - 1) * op.stride[1] + (kernel_w - 1) * op.dilation[1] + 1
-    is_3x3 = (kernel_h, kernel_w) == (3, 3) and op.stride[1] <= 2 and op.dilation == (1, 1) and multiplier == 1
+    out_width, stride = tensors[op.name].shape[1], op.stride[1]
     return _Ring(
         rows=(kernel_h - 1) * op.dilation[0] + 1,
-        width=(needed + 2) // 2 * 2,  # taps are loaded in pairs: at least one halfword more than needed, and even
-        is_3x3=is_3x3,
-        weight_words=multiplier * kernel_h * -(-kernel_w // 2),
-        kernel_rows=kernel_h,
+        width=depthwise_ring_width(out_width, kernel_w, stride, op.dilation[1]),
+        is_3x3=bool(depthwise_is_3x3(kernel_h, kernel_w, stride, *op.dilation, multiplier)),
+        scratch_bytes=depthwise_scratch_bytes(out_width, kernel_h, kernel_w, stride, *op.dilation, multiplier),
     )
 
 
