@@ -1,6 +1,6 @@
 """Budgets, costs, and figures that say how they were obtained; runs and their report pages."""
 
-from lilliput.evidence import figures
+from lilliput.evidence import charts, figures
 from lilliput.evidence.budget import Budget, Cost
 from lilliput.evidence.evidence import Evidence, How
 from lilliput.evidence.figures import Lifetime
@@ -26,6 +26,7 @@ __all__ = [
     "Table",
     "Text",
     "Tile",
+    "charts",
     "figures",
     "render_report",
 ]

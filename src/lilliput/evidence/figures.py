@@ -12,16 +12,13 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from lilliput.errors import ConfigError
+from lilliput.evidence.drawing import WIDTH, box, cut, note, outline, place_axes
 from lilliput.evidence.numbers import Number, amount, grouped, percent
 from lilliput.evidence.svg import ACCENT, BAD, GOOD, HUES, INK, MUTED, RULE, canvas, to_svg
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-
     from lilliput.evidence.sections import Bar
 
-_WIDTH = 440.0
 _LINES = ((HUES[1], (4, 2)), (ACCENT, ()), (GOOD, (1, 1.5)), (HUES[3], (6, 2, 1, 2)))
 """Colour and dashes of each line of a plot, so that they differ on paper too."""
 _MOST_NUMBERED_CLASSES = 20
@@ -54,23 +51,23 @@ def confusion_matrix(counts: Any, classes: Sequence[str]) -> str:
             f"confusion matrix: {shape} for {len(classes)} classes; must be square, from 0, one row a class"
         )
     is_numbered = n <= _MOST_NUMBERED_CLASSES
-    names = [_cut(str(name), 14) for name in classes]
+    names = [cut(str(name), 14) for name in classes]
     longest = max(map(len, names))
     is_turned = longest > 3
     left, top = 34 + 6.2 * longest, 32 + (4 + 5.2 * longest if is_turned else 14)
     right = 8 + (5.2 * longest - 12 if is_turned else 0)  # turned names lean over the last column
-    width = max(_WIDTH, left + (28 if is_numbered else 7) * n + right)
+    width = max(WIDTH, left + (28 if is_numbered else 7) * n + right)
     cell = min(44.0, (width - left - right) / n)
     width, height = left + cell * n + right, top + cell * n + 8
     with canvas(width, height) as drawing:
-        axes = _axes(drawing, left, top, cell * n, cell * n)
+        axes = place_axes(drawing, left, top, cell * n, cell * n)
         axes.set(xlim=(0, n), ylim=(n, 0))
         for i, row in enumerate(rows):
             for j, count in enumerate(row):
                 if count:
                     share = count / sum(row)
                     colour = ACCENT if i == j else BAD
-                    _box(axes, j, i, 1, 1, colour, alpha=0.12 + 0.38 * share)
+                    box(axes, j, i, 1, 1, colour, alpha=0.12 + 0.38 * share)
                     if is_numbered:
                         size = 11 if cell >= 26 else 9
                         axes.text(j + 0.5, i + 0.5, grouped(count), ha="center", va="center_baseline", fontsize=size)
@@ -82,8 +79,8 @@ def confusion_matrix(counts: Any, classes: Sequence[str]) -> str:
         axes.set_xticks([i + 0.5 for i in range(0, n, every)], names[::every], **turned)
         axes.tick_params(length=0, labelcolor=INK, top=True, labeltop=True, bottom=False, labelbottom=False)
         axes.spines[:].set_visible(False)
-        _note(drawing, 10, top + cell * n / 2, "truth", rotation=90, ha="center", va="center")
-        _note(drawing, left + cell * n / 2, 12, "prediction", ha="center", va="center")
+        note(drawing, 10, top + cell * n / 2, "truth", rotation=90, ha="center", va="center")
+        note(drawing, left + cell * n / 2, 12, "prediction", ha="center", va="center")
         return to_svg(drawing)
 
 
@@ -98,13 +95,13 @@ def cost_against_budget(bars: Sequence[Bar]) -> str:
             raise ConfigError(f"bar '{bar.label}' has no ceiling; give one, or put it in a table")
     shares = [bar.value / bar.ceiling for bar in bars if bar.ceiling is not None]
     right = max(1.0, *shares) * 1.04
-    with canvas(_WIDTH, 46 * len(bars) + 10) as drawing:
-        axes = _axes(drawing, 8, 4, _WIDTH - 16, 46 * len(bars))
+    with canvas(WIDTH, 46 * len(bars) + 10) as drawing:
+        axes = place_axes(drawing, 8, 4, WIDTH - 16, 46 * len(bars))
         axes.set(xlim=(0, right), ylim=(len(bars), 0))
         for index, (bar, share) in enumerate(zip(bars, shares, strict=True)):
             holds = share <= 1
-            _box(axes, 0, index + 0.45, 1, 0.34, RULE, alpha=0.25)
-            _box(axes, 0, index + 0.45, share, 0.34, ACCENT if holds else BAD, alpha=0.9)
+            box(axes, 0, index + 0.45, 1, 0.34, RULE, alpha=0.25)
+            box(axes, 0, index + 0.45, share, 0.34, ACCENT if holds else BAD, alpha=0.9)
             axes.vlines(1, index + 0.43, index + 0.83, color=INK if holds else BAD, linewidth=1.6, clip_on=False)
             axes.text(0, index + 0.32, bar.label, ha="left", va="baseline", color=INK)
             said = f"{amount(bar.value, bar.unit)} of {amount(bar.ceiling, bar.unit)}, {percent(share)}"
@@ -137,24 +134,24 @@ def memory_lifetimes(
     steps = 1 + max(each.last_step for each in lifetimes)
     if step_names is not None and len(step_names) < steps:
         raise ConfigError(f"memory lifetimes: {len(step_names)} step names for {steps} steps; give one for each")
-    names = [_cut(name, 22) for name in step_names or ()]
+    names = [cut(name, 22) for name in step_names or ()]
     peak = max(each.offset_bytes + each.bytes for each in lifetimes)
     # A budget far above the peak would press the boxes flat; it is then told in words.
     is_budget_drawn = budget_bytes is not None and budget_bytes <= 2 * peak
     top_bytes = max(peak, budget_bytes if is_budget_drawn and budget_bytes is not None else 0) * 1.02
     left, top, plot = 64.0, 22.0, 240.0
-    plot_width = max(_WIDTH - left - 8, 21.0 * steps)
+    plot_width = max(WIDTH - left - 8, 21.0 * steps)
     below = 34 + 5.6 * max((len(name) for name in names), default=0)
     with canvas(left + plot_width + 8, top + plot + below) as drawing:
-        axes = _axes(drawing, left, top, plot_width, plot)
+        axes = place_axes(drawing, left, top, plot_width, plot)
         axes.set(xlim=(0, steps), ylim=(0, top_bytes))
         for index, each in enumerate(lifetimes):
             hue = HUES[index % len(HUES)]
             span = each.last_step + 1 - each.first_step
-            _box(axes, each.first_step, each.offset_bytes, span, each.bytes, hue, alpha=0.3)
-            _outline(axes, each.first_step, each.offset_bytes, span, each.bytes, hue)
+            box(axes, each.first_step, each.offset_bytes, span, each.bytes, hue, alpha=0.3)
+            outline(axes, each.first_step, each.offset_bytes, span, each.bytes, hue)
             width, height = plot_width * span / steps, plot * each.bytes / top_bytes
-            label = _cut(each.name, int((width - 4) / 6.2))
+            label = cut(each.name, int((width - 4) / 6.2))
             if height >= 11 and len(label) >= min(3, len(each.name)):
                 middle = (each.first_step + span / 2, each.offset_bytes + each.bytes / 2)
                 axes.text(*middle, label, ha="center", va="center_baseline", fontsize=9.5)
@@ -165,7 +162,7 @@ def memory_lifetimes(
             if is_budget_drawn:
                 axes.axhline(budget_bytes, color=BAD, linewidth=1.4, linestyle=(0, (5, 3)))
             said += f" of {grouped(budget_bytes)} bytes" + ("" if is_budget_drawn else " (above this picture)")
-            _note(
+            note(
                 drawing,
                 left,
                 10,
@@ -174,7 +171,7 @@ def memory_lifetimes(
                 color=BAD if over else MUTED,
             )
         else:
-            _note(drawing, left, 10, said + " bytes", va="center")
+            note(drawing, left, 10, said + " bytes", va="center")
         axes.yaxis.set_major_formatter(lambda value, _: grouped(round(value)))
         axes.locator_params(axis="y", nbins=5, integer=True)
         if names:
@@ -183,7 +180,7 @@ def memory_lifetimes(
             axes.tick_params(axis="x", length=0, labelcolor=INK)
         else:
             axes.locator_params(axis="x", integer=True)
-        _note(
+        note(
             drawing,
             left + plot_width / 2,
             top + plot + below - 8,
@@ -191,7 +188,7 @@ def memory_lifetimes(
             ha="center",
             va="center",
         )
-        _note(drawing, 8, top + plot / 2, "arena offset, bytes", rotation=90, ha="center", va="center")
+        note(drawing, 8, top + plot / 2, "arena offset, bytes", rotation=90, ha="center", va="center")
         return to_svg(drawing)
 
 
@@ -209,24 +206,24 @@ def flash_breakdown(part_bytes: Mapping[str, int], budget_bytes: int | None = No
     free = whole - used
     legend = [*parts.items(), *([("free", free)] if free else [])]
     row, bar_height, first_row = 19.0, 30.0, 62.0
-    with canvas(_WIDTH, first_row + row * len(legend) + 4) as drawing:
-        bar = _axes(drawing, 4, 10, _WIDTH - 8, bar_height)
+    with canvas(WIDTH, first_row + row * len(legend) + 4) as drawing:
+        bar = place_axes(drawing, 4, 10, WIDTH - 8, bar_height)
         bar.set(xlim=(0, whole), ylim=(0, 1))
-        list_ = _axes(drawing, 4, first_row - row, _WIDTH - 8, row * len(legend) + row)
-        list_.set(xlim=(0, _WIDTH - 8), ylim=(row * len(legend) + row, 0))
+        list_ = place_axes(drawing, 4, first_row - row, WIDTH - 8, row * len(legend) + row)
+        list_.set(xlim=(0, WIDTH - 8), ylim=(row * len(legend) + row, 0))
         begin = 0
         for index, (name, size) in enumerate(legend):
             y = row * index + row
             is_free = index >= len(parts)
             hue = RULE if is_free else HUES[index % len(HUES)]
             strength = 0.18 if is_free else 0.85 if index < len(HUES) else 0.5
-            _box(bar, begin, 0, size, 1, hue, alpha=strength)
-            _box(list_, 0, y - 9, 10, 10, hue, alpha=strength)
-            list_.text(17, y, _cut(name, 34), va="baseline", color=MUTED if is_free else INK)
+            box(bar, begin, 0, size, 1, hue, alpha=strength)
+            box(list_, 0, y - 9, 10, 10, hue, alpha=strength)
+            list_.text(17, y, cut(name, 34), va="baseline", color=MUTED if is_free else INK)
             list_.text(
-                _WIDTH - 66, y, f"{grouped(size)} bytes", ha="right", va="baseline", color=MUTED if is_free else INK
+                WIDTH - 66, y, f"{grouped(size)} bytes", ha="right", va="baseline", color=MUTED if is_free else INK
             )
-            list_.text(_WIDTH - 8, y, percent(size / whole), ha="right", va="baseline", color=MUTED)
+            list_.text(WIDTH - 8, y, percent(size / whole), ha="right", va="baseline", color=MUTED)
             begin += size
         if budget_bytes is not None:
             over = used > budget_bytes
@@ -245,18 +242,18 @@ def time_by_step(seconds: Mapping[str, Number]) -> str:
     if not seconds or min(seconds.values()) < 0:
         raise ConfigError(f"time by step: {dict(seconds)}; needs at least one step, none below 0 seconds")
     longest, total = max(seconds.values()) or 1.0, sum(seconds.values()) or 1.0
-    names = [_cut(name, 24) for name in seconds]
+    names = [cut(name, 24) for name in seconds]
     left, row, right = 14 + 6.4 * max(map(len, names)), 24.0, 136.0
-    with canvas(_WIDTH, row * len(seconds) + 8) as drawing:
-        axes = _axes(drawing, left, 4, _WIDTH - left - right, row * len(seconds))
+    with canvas(WIDTH, row * len(seconds) + 8) as drawing:
+        axes = place_axes(drawing, left, 4, WIDTH - left - right, row * len(seconds))
         axes.set(xlim=(0, longest), ylim=(len(seconds), 0))
         for index, (name, spent) in enumerate(zip(names, seconds.values(), strict=True)):
-            _box(axes, 0, index + 0.22, max(spent, longest * 0.004), 0.56, ACCENT, alpha=0.85)
+            box(axes, 0, index + 0.22, max(spent, longest * 0.004), 0.56, ACCENT, alpha=0.85)
             y = 4 + row * (index + 0.5)
-            _note(drawing, left - 8, y, name, ha="right", va="center_baseline", color=INK, fontsize=11)
-            _note(
+            note(drawing, left - 8, y, name, ha="right", va="center_baseline", color=INK, fontsize=11)
+            note(
                 drawing,
-                _WIDTH - 50,
+                WIDTH - 50,
                 y,
                 amount(spent, "seconds"),
                 ha="right",
@@ -264,7 +261,7 @@ def time_by_step(seconds: Mapping[str, Number]) -> str:
                 color=INK,
                 fontsize=11,
             )
-            _note(drawing, _WIDTH - 6, y, percent(spent / total), ha="right", va="center_baseline", fontsize=11)
+            note(drawing, WIDTH - 6, y, percent(spent / total), ha="right", va="center_baseline", fontsize=11)
         axes.vlines(0, 0, len(seconds), color=MUTED, linewidth=1, clip_on=False)
         axes.set_axis_off()
         return to_svg(drawing)
@@ -282,9 +279,9 @@ def training_curves(loss: Mapping[str, Any], accuracy: Mapping[str, Any], best_e
     epochs = lengths.pop()
     panels = [(name, lines) for name, lines in (("loss", loss), ("accuracy", accuracy)) if lines]
     left, panel, gap = 46.0, 124.0, 34.0
-    with canvas(_WIDTH, (panel + gap) * len(panels) + 22) as drawing:
+    with canvas(WIDTH, (panel + gap) * len(panels) + 22) as drawing:
         for index, (name, lines) in enumerate(panels):
-            axes = _axes(drawing, left, 24 + index * (panel + gap), _WIDTH - left - 10, panel)
+            axes = place_axes(drawing, left, 24 + index * (panel + gap), WIDTH - left - 10, panel)
             axes.grid(axis="y", color=RULE, linewidth=0.5, alpha=0.6)
             axes.set_axisbelow(True)
             for (split, line), (hue, dash) in zip(lines.items(), cycle(_LINES), strict=False):
@@ -299,44 +296,12 @@ def training_curves(loss: Mapping[str, Any], accuracy: Mapping[str, Any], best_e
             if name == "accuracy":
                 axes.yaxis.set_major_formatter(lambda value, _: percent(value))
             axes.tick_params(length=3, labelbottom=index == len(panels) - 1)
-            _note(drawing, left, 12 + index * (panel + gap), name, va="center", color=INK, fontsize=11)
+            note(drawing, left, 12 + index * (panel + gap), name, va="center", color=INK, fontsize=11)
             axes.legend(
                 loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(lines), frameon=False, fontsize=10, borderaxespad=0.1,
                 handlelength=1.8, columnspacing=1.2,
             )  # fmt: skip
         kept = "" if best_epoch is None else f" (dotted line: kept, epoch {best_epoch})"
-        middle = left + (_WIDTH - left - 10) / 2
-        _note(drawing, middle, (panel + gap) * len(panels) + 13, f"epoch{kept}", ha="center", va="center")
+        middle = left + (WIDTH - left - 10) / 2
+        note(drawing, middle, (panel + gap) * len(panels) + 13, f"epoch{kept}", ha="center", va="center")
         return to_svg(drawing)
-
-
-def _axes(drawing: Drawing, left: Number, top: Number, width: Number, height: Number) -> Axes:
-    """Axes placed in CSS pixels from the top left, as the page measures."""
-    whole_width, whole_height = drawing.get_size_inches() * 72
-    bottom = whole_height - top - height
-    return drawing.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
-
-
-def _note(
-    drawing: Drawing, x: Number, y: Number, text: str, color: str = MUTED, fontsize: Number = 10, **place: Any
-) -> None:
-    width, height = drawing.get_size_inches() * 72
-    drawing.text(x / width, 1 - y / height, text, color=color, fontsize=fontsize, **place)
-
-
-def _box(axes: Axes, x: Number, y: Number, width: Number, height: Number, colour: str, alpha: Number) -> None:
-    from matplotlib.patches import Rectangle
-
-    axes.add_patch(
-        Rectangle((x, y), width, height, facecolor=colour, edgecolor="none", alpha=alpha, linewidth=0, clip_on=False)
-    )
-
-
-def _outline(axes: Axes, x: Number, y: Number, width: Number, height: Number, colour: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    axes.add_patch(Rectangle((x, y), width, height, facecolor="none", edgecolor=colour, linewidth=1, clip_on=False))
-
-
-def _cut(name: str, characters: int) -> str:
-    return name if len(name) <= characters else name[: max(characters - 1, 0)] + "…"
