@@ -20,12 +20,14 @@ from lilliput.quantize.qgraph import (
     AvgPool2d,
     Concat,
     Conv2d,
+    Crop,
     Linear,
     Lookup,
     MaxPool2d,
     Mean,
     Mul,
     Pad,
+    Paste,
     QOp,
     QTensor,
     QuantizedGraph,
@@ -161,6 +163,18 @@ def _upsample_nearest(op: UpsampleNearest, inputs: Sequence[Codes], x: Sequence[
     return inputs[0].repeat(op.factor[0], axis=1).repeat(op.factor[1], axis=2)
 
 
+def _crop(op: Crop, inputs: Sequence[Codes], x: Sequence[QTensor], y: QTensor) -> Codes:
+    height, width, _ = y.shape
+    return inputs[0][:, op.top : op.top + height, op.left : op.left + width].copy()
+
+
+def _paste(op: Paste, inputs: Sequence[Codes], x: Sequence[QTensor], y: QTensor) -> Codes:
+    height, width, _ = x[0].shape
+    whole = inputs[1].copy() if len(inputs) > 1 else np.full((len(inputs[0]), *y.shape), y.zero_point, dtype=np.int8)
+    whole[:, op.top : op.top + height, op.left : op.left + width] = inputs[0]
+    return whole
+
+
 RULES: dict[type[QOp], Callable[..., Any]] = {
     Conv2d: _conv2d,
     Linear: _linear,
@@ -175,6 +189,8 @@ RULES: dict[type[QOp], Callable[..., Any]] = {
     Pad: _pad,
     Reshape: lambda op, inputs, x, y: inputs[0].reshape(len(inputs[0]), *y.shape),
     UpsampleNearest: _upsample_nearest,
+    Crop: _crop,
+    Paste: _paste,
 }
 """The meaning of each operation: ``rule(op, input codes, input tensors, output tensor)``."""
 

@@ -200,6 +200,26 @@ class UpsampleNearest(QOp):
     factor: tuple[int, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Crop(QOp):
+    """A part of an image; scale and zero point pass through."""
+
+    top: int
+    left: int
+    """First row and column; how many is said by the output tensor's shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paste(QOp):
+    """An image with a part of it replaced: inputs are the piece and, unless it is the first, what the others were pasted into.
+
+    Where no piece has been pasted yet, codes are undefined: nothing may read them.
+    """
+
+    top: int
+    left: int
+
+
 @dataclass(frozen=True, eq=False)
 class QuantizedGraph:
     """An int8 network: tensors, operations in running order, one input, one or more outputs."""

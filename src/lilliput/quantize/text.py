@@ -7,9 +7,11 @@ from lilliput.quantize.qgraph import (
     Clamp,
     Concat,
     Conv2d,
+    Crop,
     Lookup,
     MaxPool2d,
     Pad,
+    Paste,
     QOp,
     QuantizedGraph,
     UpsampleNearest,
@@ -53,6 +55,8 @@ def _details(op: QOp) -> list[str]:
         details.append(f"axis={op.axis}")
     if isinstance(op, Pad):
         details.append(f"padding={_by(op.padding)}")
+    if isinstance(op, (Crop, Paste)):
+        details.append(f"at=({op.top}, {op.left})")
     if isinstance(op, UpsampleNearest):
         details.append(f"factor={_by(op.factor)}")
     clamp = getattr(op, "clamp", Clamp())

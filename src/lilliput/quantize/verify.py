@@ -53,9 +53,8 @@ def verify(graph: QuantizedGraph) -> None:
 
 
 def _verify_op(op: QOp, inputs: Sequence[QTensor], output: QTensor, where: str) -> None:
-    count = {q.Add: 2, q.Mul: 2}.get(type(op), 1)
-    fits = len(op.inputs) == count if not isinstance(op, q.Concat) else len(op.inputs) >= 1
-    _require(fits, f"{where} has {len(op.inputs)} inputs; takes {count}")
+    least, most = _INPUTS.get(type(op), (1, 1))
+    _require(least <= len(op.inputs) <= most, f"{where} has {len(op.inputs)} inputs; takes {least}")
     rule = _SHAPES.get(type(op))
     _require(rule is not None, f"{where} is of a kind without a rule")
     assert rule is not None
@@ -173,6 +172,22 @@ def _upsample(op: q.UpsampleNearest, inputs: list[Shape], output: Shape, where: 
     return height * op.factor[0], width * op.factor[1], channels
 
 
+def _crop(op: q.Crop, inputs: list[Shape], output: Shape, where: str) -> Shape:
+    height, width, channels = _image(inputs[0], where)
+    fits = len(output) == 3 and op.top >= 0 and op.left >= 0
+    fits = fits and op.top + output[0] <= height and op.left + output[1] <= width
+    _require(fits, f"{where} takes {list(output)} at ({op.top}, {op.left}) of {list(inputs[0])}")
+    return output[0], output[1], channels
+
+
+def _paste(op: q.Paste, inputs: list[Shape], output: Shape, where: str) -> Shape:
+    height, width, channels = _image(inputs[0], where)
+    fits = len(output) == 3 and op.top >= 0 and op.left >= 0
+    fits = fits and op.top + height <= output[0] and op.left + width <= output[1] and channels == output[2]
+    _require(fits, f"{where} puts {list(inputs[0])} at ({op.top}, {op.left}) of {list(output)}")
+    return inputs[1] if len(inputs) > 1 else output
+
+
 def _pool(op: q.AvgPool2d | q.MaxPool2d, inputs: list[Shape], output: Shape, where: str) -> Shape:
     dilation = op.dilation if isinstance(op, q.MaxPool2d) else (1, 1)
     spatial = _windowed(op, inputs[0], op.kernel, dilation, where)
@@ -197,10 +212,14 @@ _SHAPES: dict[type[QOp], Callable[..., Shape]] = {
     q.Pad: _pad,
     q.Reshape: _reshape,
     q.UpsampleNearest: _upsample,
+    q.Crop: _crop,
+    q.Paste: _paste,
 }
 """Output shape from input shapes: ``rule(op, input shapes, said output shape, where)``."""
 
-_SAME_CODES = {q.AvgPool2d, q.MaxPool2d, q.Concat, q.Pad, q.Reshape, q.UpsampleNearest}
+_SAME_CODES = {q.AvgPool2d, q.MaxPool2d, q.Concat, q.Pad, q.Reshape, q.UpsampleNearest, q.Crop, q.Paste}
+_INPUTS: dict[type[QOp], tuple[int, int]] = {q.Add: (2, 2), q.Mul: (2, 2), q.Concat: (1, 10**6), q.Paste: (1, 2)}
+"""Least and most inputs, where it is not one."""
 
 
 def _require(condition: bool, message: str) -> None:
