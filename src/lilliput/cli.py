@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 what was asked for cannot be (one line says why and what w
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from lilliput.errors import LilliputError
 # verb: (module, config, function, one line); a new verb is one row here and one module in lilliput.jobs
 VERBS: dict[str, tuple[str, str, str, str]] = {
     "build": ("lilliput.jobs.build", "BuildConfig", "build", "from images and a chip's budget to firmware that ran"),
+    "design": ("lilliput.jobs.design", "DesignConfig", "design", "from a budget to an architecture, in seconds"),
     "report": ("lilliput.jobs.report", "ReportConfig", "report", "draw a run's report page again"),
     "doctor": (
         "lilliput.jobs.doctor",
@@ -37,8 +39,9 @@ options for every verb:
   --debug     show the traceback of an error
   --version   print Lilliput's version
 
-example:
+examples:
   lilliput build --data digits --sram 16KB --flash 128KB --out runs/digits
+  lilliput design --macs 1.82G --params 11.69M --rho 0.3 --image-size 224
 """
 
 
@@ -79,7 +82,8 @@ def _run(verb: str, words: list[str]) -> int:
 
     module_name, config_name, function_name, _ = VERBS[verb]
     module = importlib.import_module(module_name)
-    config: Any = tyro.cli(getattr(module, config_name), prog=f"lilliput {verb}", args=words)
+    kind = getattr(module, config_name)
+    config: Any = tyro.cli(kind, prog=f"lilliput {verb}", description=inspect.getdoc(kind), args=words)
     result = getattr(module, function_name)(config)
     show = getattr(module, "show", None)
     if show is not None:

@@ -1,21 +1,29 @@
+import re
 import subprocess
 import sys
 from itertools import product
-from math import exp, log
 
 import numpy as np
 import pytest
 import torch
 
-from lilliput.design import SearchSpace, Structure, depth_penalty, score, solve
-from lilliput.design.evaluate import Problem
-from lilliput.design.relaxation import Program
+from design.checker import violations
+from design.test_block import BASIC
+from lilliput.design import Patches, SearchSpace, Structure, chip_cost, depth_penalty, score, search, solve
+from lilliput.design.exhaustive import MOST_ROWS
 from lilliput.errors import BudgetError, ConfigError
 from lilliput.evidence import Budget
+from lilliput.mcu import plan
+from lilliput.quantize import quantize_int8
 
 SERVER = SearchSpace.bottleneck(image_size=224, strides=(2, 2, 2, 2, 1, 2), kernels=(3, 5), channel_step=8)
-SMALLER = SearchSpace.bottleneck(image_size=32, strides=(1, 2, 2), layers_max=12, out_max=256)
 SMALL = SearchSpace.bottleneck(image_size=32, strides=(1, 2, 2, 2), layers_max=12, out_max=256)
+SPACES = (
+    SearchSpace.bottleneck(image_size=32, strides=(1, 2, 2), layers_max=12, out_max=256),
+    SearchSpace.inverted_residual(32, (1, 2, 2), (3, 5), 4, stem_min=4, layers_max=8, num_classes=10),
+    SearchSpace.plain(32, (1, 2, 2), layers_max=8),
+)
+CHIP = SearchSpace.inverted_residual(64, (2, 1, 2, 2), (3, 5), 4, stem_min=4, layers_max=6, out_max=256, num_classes=10)
 R18, R34, R50 = (
     Budget(macs=1_820_000_000, params=11_690_000),
     Budget(macs=3_680_000_000, params=21_800_000),
@@ -23,124 +31,106 @@ R18, R34, R50 = (
 )
 
 
-def violations(
-    structure: Structure, image_size: int, budget: Budget, rho: float, layers_max: int, out_max: int
-) -> list[str]:
-    """Everything that a structure breaks, counted layer by layer and without the code under test."""
-    found = []
-    side, macs, params, log_widths, depth = image_size, 0, 0, 0.0, 0
-    ends = []
-
-    def conv(cin, cout, kernel, stride, relu, counts_as_layer=True):
-        nonlocal macs, params, log_widths, depth
-        out = (side // stride) ** 2
-        macs += out * cout * (cin * kernel**2 + 2 + relu)
-        params += cout * (cin * kernel**2 + 2)
-        if counts_as_layer:
-            log_widths += log(cin * kernel**2)
-            depth += 1
-
-    conv(3, structure.stem, 3, structure.stem_stride, 1)
-    side //= structure.stem_stride
-    channels = structure.stem
-    for number, block in enumerate(structure.blocks):
-        if block.stride == 2:
-            ends.append((depth, log_widths))
-        if 1.5 * block.kernel > side or block.kernel not in (3, 5):
-            found.append(f"kernel {block.kernel} on {side}")
-        for index in range(block.layers):
-            stride = block.stride if index == 0 else 1
-            conv(channels, block.bottleneck, 1, 1, 1)
-            conv(block.bottleneck, block.bottleneck, block.kernel, stride, 1)
-            macs += side**2 * channels if stride == 2 else 0
-            side //= stride
-            conv(block.bottleneck, block.out, 1, 1, 1)
-            if index == 0:
-                conv(channels, block.out, 1, 1, 1, counts_as_layer=False)
-            elif channels != block.out:
-                found.append("widths change inside a super block")
-            channels = block.out
-        before = structure.blocks[number - 1].out if number else structure.stem
-        tenth = max(8, 8 * round(block.out / 80))
-        rules = {
-            "monotone": number == 0 or block.out >= before,
-            "growth": block.out <= 4 * before,
-            "steps": block.out % 8 == block.bottleneck % 8 == 0,
-            "bottleneck": tenth <= block.bottleneck <= block.out,
-            "layers": 1 <= block.layers <= (3 if number == 0 else layers_max),
-            "width": block.out <= out_max,
-        }
-        found += [name for name, holds in rules.items() if not holds]
-    ends.append((depth, log_widths))
-    if structure.stem > 32 or structure.stem % 8:
-        found.append("stem")
-    worst = max(d / exp(total / d) for d, total in ends)
-    for name, need, ceiling in (("macs", macs, budget.macs), ("params", params, budget.params), ("rho", worst, rho)):
-        if ceiling is not None and need > ceiling * (1 + 1e-12):
-            found.append(f"{name} {need} > {ceiling}")
-    return found
-
-
-# Published: 32,085 (over its budget by 1 %), 43,108 and 48,884. benchmarks/design_solver.py runs more seeds.
+# Published: 32,085 (over its budget by 1 %), 43,108 and 48,884. benchmarks/design.py runs more seeds.
 @pytest.mark.parametrize(("budget", "seed", "least"), [(R18, 2, 36_400), (R34, 0, 48_300), (R50, 0, 51_800)])
 def test_server_budgets_are_met_with_a_gap_of_about_one_percent(budget, seed, least):
     design = solve(SERVER, budget, rho=0.3, depth_penalty="reference", seed=seed)
     assert least <= design.objective <= design.relaxation
-    assert design.gap <= 0.0125  # 0.9 % or less at most seeds
+    assert design.gap <= 0.01
     expected = score(design.structure, 224).entropy - 10 * depth_penalty(design.structure, "reference")
     assert design.objective == pytest.approx(expected, rel=1e-12)
-    assert {"macs", "rho"} <= set(design.binding)
-    assert violations(design.structure, 224, budget, 0.3, 64, 2048) == []
+    assert {"params", "rho"} <= set(design.binding)
+    assert violations(design.structure, SERVER, budget, 0.3) == []
 
 
-def test_random_budgets_are_never_broken():
-    rng, solved, refused = np.random.default_rng(0), 0, 0
-    for seed in range(80):
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_random_budgets_are_never_broken(part):
+    """Over 200 designs in all, of three kinds of block, with budgets of every kind."""
+    rng, solved, refused = np.random.default_rng(part), 0, 0
+    for seed in range(75):
+        space = SPACES[seed % 3]
         budget = Budget(
             macs=int(10 ** rng.uniform(5.8, 8)) if seed % 5 else None,
             params=int(10 ** rng.uniform(3.8, 6)) if seed % 7 else None,
+            flash_bytes=int(10 ** rng.uniform(4, 6)) if seed % 2 else None,
+            sram_bytes=int(10 ** rng.uniform(4.2, 5.5)) if seed % 4 else None,
         )
-        rho = float(rng.uniform(0.1, 1.0))
-        penalty = ("paper", "reference")[seed % 2]
+        rho = float(rng.uniform(0.2, 1.5))
+        penalty = ("paper", "reference", "all")[int(rng.integers(3))]
         try:
-            design = solve(SMALLER, budget, rho=rho, depth_penalty=penalty, seed=seed, time_limit=0.05)
+            design = solve(space, budget, rho=rho, depth_penalty=penalty, patches=None, seed=seed, time_limit=0.05)
         except BudgetError:
             refused += 1
             continue
         solved += 1
-        assert violations(design.structure, 32, budget, rho, 12, 256) == []
+        assert violations(design.structure, space, budget, rho) == []
+        chip = chip_cost(design.structure, space.image_size, space.num_classes)
+        assert chip.sram_bytes <= (budget.sram_bytes or chip.sram_bytes)
         assert design.objective <= design.relaxation
-    assert solved >= 60, f"{solved} solved, {refused} refused"
+    assert solved >= 52, f"{solved} solved, {refused} refused"
 
 
-def test_a_tiny_space_gives_what_brute_force_gives_at_one_of_two_seeds():
-    space = SearchSpace.bottleneck(
-        image_size=16, strides=(1, 2, 2), layers_max=3, first_layers_max=2, stem_max=16, out_max=40
-    )
-    widths = range(8, 41, 8)
-    everything = []
-    for stem, out1, out2, inner1, inner2, k1, k2, l1, l2 in product(
+TINY = SearchSpace.bottleneck(
+    image_size=16, strides=(1, 2, 2), layers_max=3, first_layers_max=2, stem_max=16, out_max=40
+)
+
+
+def everything_in_tiny() -> list[tuple[float, int, int, float, int]]:
+    """Objective, macs, params, rho and memory of every member, from definitions."""
+    widths, rows = range(8, 41, 8), []
+    for stem, out1, out2, mid1, mid2, k1, k2, l1, l2 in product(
         (8, 16), widths, widths, widths, widths, (3, 5), (3, 5), (1, 2), (1, 2, 3)
     ):
-        if inner1 <= out1 <= 4 * stem and inner2 <= out2 and out1 <= out2 <= 4 * out1:
-            member = np.array([stem, out1, out2, inner1, inner2, k1, k2, l1, l2])
-            structure = space.structure(member)
+        if mid1 <= out1 <= 4 * stem and mid2 <= out2 and out1 <= out2 <= 4 * out1:
+            structure = TINY.structure(np.array([stem, out1, out2, mid1, mid2, k1, k2, l1, l2]))
             result = score(structure, 16)
-            everything.append((result.entropy - 10 * depth_penalty(structure), result.macs, result.params, result.rho))
+            memory = chip_cost(structure, 16, 1000).sram_bytes
+            rows.append(
+                (result.entropy - 10 * depth_penalty(structure), result.macs, result.params, result.rho, memory)
+            )
+    return rows
+
+
+def test_a_tiny_space_gives_what_brute_force_gives():
+    rows = everything_in_tiny()
+    for macs, params, rho, memory in (
+        (600_000, 8_000, 0.5, 10**9),
+        (400_000, 15_000, 0.8, 10**9),
+        (900_000, 15_000, 0.8, 4_500),
+    ):
+        fitting = [r[0] for r in rows if r[1] <= macs and r[2] <= params and r[3] <= rho and r[4] <= memory]
+        budget = Budget(macs=macs, params=params, sram_bytes=memory)
+        design = solve(TINY, budget, rho=rho, patches=None)
+        assert design.is_exhaustive
+        assert design.objective == pytest.approx(max(fitting), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_looking_at_all_of_it_a_tiny_space_gives_the_same_or_nearly(monkeypatch, seed):
+    monkeypatch.setattr(search, "MOST_ROWS", 0)
     for macs, params, rho in ((600_000, 8_000, 0.5), (400_000, 15_000, 0.8)):
-        best = max(row[0] for row in everything if row[1] <= macs and row[2] <= params and row[3] <= rho)
-        found = [solve(space, Budget(macs=macs, params=params), rho=rho, seed=seed).objective for seed in (0, 1)]
-        assert max(found) == pytest.approx(best, rel=1e-12)
-        assert min(found) >= 0.999 * best  # a local search: one seed alone may stop a little below
+        budget = Budget(macs=macs, params=params)
+        found = solve(TINY, budget, rho=rho, seed=seed)
+        monkeypatch.setattr(search, "MOST_ROWS", MOST_ROWS)
+        best = solve(TINY, budget, rho=rho)
+        monkeypatch.setattr(search, "MOST_ROWS", 0)
+        assert not found.is_exhaustive
+        assert best.is_exhaustive
+        assert (
+            0.999 * best.objective <= found.objective <= best.objective
+        )  # a local search: one seed may stop a little below
 
 
+@pytest.mark.slow
 def test_the_objective_does_not_fall_when_budgets_are_relaxed():
     last = -np.inf
-    for factor in (1.0, 1.2, 1.5, 2.0):
+    for step in range(20):
+        factor = 1.05**step
         budget = Budget(macs=int(4e6 * factor), params=int(60e3 * factor))
-        value = solve(SMALL, budget, rho=0.4).objective
+        value = solve(SPACES[0], budget, rho=0.4).objective
         assert value >= last * 0.997  # local optima: the same tolerance for every pair
-        last = value
+        last = max(last, value)
 
 
 def test_two_processes_with_one_seed_find_one_network():
@@ -168,24 +158,63 @@ def test_two_processes_with_one_seed_find_one_network():
 def test_an_infeasible_budget_is_refused_with_the_factor_that_would_do(macs, params, rho, binding):
     with pytest.raises(BudgetError, match=rf"binding (is|are) .*{binding} \(.* needed, .* allowed\)") as caught:
         solve(SERVER, Budget(macs=macs, params=params), rho=rho)
-    factor = float(str(caught.value).split("by a factor of ")[1].split(";")[0])
-    assert factor > 1
+    factor, relaxed = (float(each) for each in re.findall(r"factor of ([\d.]+)", str(caught.value)))
+    assert 1 < relaxed <= factor
     factor *= 1.01  # at the very edge only the nearest network fits, and the search may miss it
     grown = Budget(macs=int(macs * factor), params=int(params * factor))
     design = solve(SERVER, grown, rho=rho * factor, time_limit=0.3)
-    assert violations(design.structure, 224, grown, rho * factor, 64, 2048) == []
+    assert violations(design.structure, SERVER, grown, rho * factor) == []
 
 
-def test_gradients_of_the_program_agree_with_differences():
-    rng = np.random.default_rng(1)
-    for penalty in ("paper", "reference"):
-        program = Program(Problem(SMALL, 4e6, 6e4, 0.4, (1.0, 1.0, 1.0, 8.0), penalty, 10.0), (5, 3, 5))
-        x = rng.uniform(program.bounds[:, 0], 0.7 * program.bounds[:, 1] + 0.3 * program.bounds[:, 0])
-        step = 1e-6 * np.eye(len(x))
-        objective = np.array([(program.objective(x + d)[0] - program.objective(x - d)[0]) / 2e-6 for d in step])
-        slacks = np.array([(program.slacks(x + d)[0] - program.slacks(x - d)[0]) / 2e-6 for d in step]).T
-        assert program.objective(x)[1] == pytest.approx(objective, rel=1e-5, abs=1e-3)
-        assert program.slacks(x)[1] == pytest.approx(slacks, rel=1e-5, abs=1e-6)
+# Chips
+
+
+@pytest.mark.parametrize("sram", [24_000, None])
+def test_a_design_for_a_chip_fits_as_the_planner_plans_it(sram):
+    budget = Budget(macs=4_000_000, flash_bytes=60_000, sram_bytes=sram)
+    design = solve(CHIP, budget, rho=0.6, patches=None, time_limit=1)
+    assert violations(design.structure, CHIP, budget, 0.6) == []
+    made = plan(quantize_int8(design.build().eval(), torch.rand(2, 3, 64, 64)))
+    assert made.constant_bytes <= 60_000
+    assert (
+        made.arena_bytes + made.scratch_bytes <= (sram or 10**9) + 3
+    )  # a block of words may begin up to 3 bytes later
+    assert made.macs == design.needs["macs"][0] == design.chip_cost().macs
+
+
+def test_below_the_least_memory_without_patches_a_patched_design_is_found():
+    budget = Budget(macs=4_000_000, flash_bytes=60_000, sram_bytes=13_000)
+    with pytest.raises(BudgetError, match="binding (is|are) .*sram_bytes"):
+        solve(CHIP, budget, rho=0.6, patches=None)
+    design = solve(CHIP, budget, rho=0.6, image="stream", time_limit=1)
+    assert design.patches is not None
+    chip = chip_cost(design.structure, 64, 10, design.patches, image="stream")
+    assert chip.sram_bytes <= 13_000
+    assert chip.macs <= 4_000_000  # halos included
+    assert chip.macs > chip_cost(design.structure, 64, 10).macs
+    assert violations(design.structure, CHIP, budget, 0.6) == []
+
+
+def test_patches_are_left_alone_where_memory_does_not_bind():
+    design = solve(CHIP, Budget(macs=4_000_000, flash_bytes=60_000, sram_bytes=200_000), rho=0.6, time_limit=0.3)
+    assert design.patches is None
+
+
+def test_a_schedule_may_be_given():
+    schedule = Patches(grid=2, blocks=2)
+    design = solve(CHIP, Budget(macs=4_000_000, sram_bytes=30_000), rho=0.6, patches=schedule, time_limit=0.3)
+    assert design.patches == schedule
+    assert chip_cost(design.structure, 64, 10, schedule).sram_bytes <= 30_000
+
+
+def test_a_block_of_ones_own_is_solved_for():
+    space = SearchSpace.custom(BASIC, 32, (1, 2, 2), mid_ratio=(0.5, 2), channel_step=4, num_classes=10)
+    budget = Budget(macs=10_000_000, flash_bytes=60_000, sram_bytes=60_000)
+    design = solve(space, budget, rho=0.3, patches=None, time_limit=0.5)
+    made = plan(quantize_int8(design.build().eval(), torch.rand(2, 3, 32, 32)))
+    assert made.macs <= 10_000_000
+    assert made.constant_bytes <= 60_000
+    assert made.arena_bytes + made.scratch_bytes <= 60_003
 
 
 def test_the_network_of_a_design_runs_and_learns_from_every_parameter():
@@ -202,51 +231,13 @@ def test_what_cannot_be_solved_is_refused_in_words():
     for fields, message in (
         ({"rho": 0}, "rho=0: must be above 0"),
         ({"alpha": (1, 8)}, "must be 4 numbers of at least 0"),
-        ({"depth_penalty": "all"}, "must be one of paper, reference"),
+        ({"depth_penalty": "std"}, "must be one of paper, reference, all"),
         ({"penalty_weight": -1}, "penalty_weight=-1"),
         ({"time_limit": 0}, "time_limit=0: must be above 0 seconds"),
+        ({"image": "disk"}, "image='disk': must be resident or stream"),
+        ({"patches": "many"}, "patches='many': must be 'auto', None, or a Patches"),
+        ({"patches": Patches(grid=2, blocks=9)}, "patches blocks=9: there are 3 super blocks"),
+        ({"patches": Patches(grid=60, blocks=1)}, "patches grid=60: the map they make has 16x16 pixels"),
     ):
         with pytest.raises(ConfigError, match=message):
             solve(SMALL, budget, **fields)
-    with pytest.raises(ConfigError, match="sram_bytes=1,024: solve takes macs and params"):
-        solve(SMALL, Budget(sram_bytes=1024))
-
-
-def test_a_space_that_cannot_be_is_refused_in_words():
-    for fields, message in (
-        ({"image_size": 100}, "multiple of the total stride 32; try image_size=96"),
-        ({"strides": (2,)}, "must be 1 or 2 for the stem and each super block"),
-        ({"strides": (2, 3)}, "must be 1 or 2 for the stem and each super block"),
-        ({"kernels": (4,)}, "kernels=\\(4,\\): must be odd"),
-        ({"image_size": 32}, "none fits super block 3, whose input is 4x4"),
-        ({"stem_max": 4}, "stem_max=4: must be at least channel_step=8"),
-        ({"channel_step": 0}, "channel_step=0: must be at least 1"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            SearchSpace.bottleneck(**fields)
-
-
-def test_a_space_holds_its_members_and_nothing_that_breaks_one_rule():
-    space = SearchSpace.bottleneck(image_size=32, strides=(1, 2, 2), layers_max=4, out_max=128)
-    # stem | widths | bottlenecks | kernels | layers
-    member = np.array([16, 64, 128, 16, 16, 3, 5, 2, 4])
-    wrong = {
-        "stem above 32": (0, 40),
-        "stem no multiple of 8": (0, 20),
-        "first width above 4 stems": (1, 72),
-        "widths fall": (2, 56),
-        "width above out_max": (2, 136),
-        "bottleneck no multiple of 8": (3, 12),
-        "bottleneck above its width": (3, 72),
-        "bottleneck below a tenth": (4, 8),
-        "bottleneck of nothing": (3, 0),
-        "kernel unknown": (5, 7),
-        "first super block too deep": (7, 4),
-        "no layers": (8, 0),
-        "too deep": (8, 5),
-    }
-    assert space.contains(member[None]).all()
-    for name, (index, value) in wrong.items():
-        other = member.copy()
-        other[index] = value
-        assert not space.contains(other[None]).any(), name

@@ -15,15 +15,15 @@ def test_a_published_text_gives_its_numbers_back(name):
     published = PUBLISHED[name]
     structure = Structure.from_reference(published.text())
     assert (structure.stem, structure.head, structure.channels) == (published.stem, published.head, 3)
-    rows = tuple((b.out, b.bottleneck, b.kernel, b.stride, b.layers) for b in structure.blocks)
+    rows = tuple((b.out, b.mid, b.kernel, b.stride, b.layers) for b in structure.blocks)
     assert rows == published.rows
-    assert {block.kind for block in structure.blocks} == {published.kind}
+    assert {block.kind.name for block in structure.blocks} == {published.kind}
     assert structure.layers == published.layers
 
 
 def test_a_bare_list_of_blocks_is_read_too():
     assert Structure.from_reference(f"[{STEM}, {BLOCK}]").blocks == (
-        SuperBlock(out=64, bottleneck=16, kernel=5, stride=2, layers=2),
+        SuperBlock(out=64, mid=16, kernel=5, stride=2, layers=2),
     )
 
 
@@ -100,7 +100,7 @@ def test_what_is_no_json_is_said_to_be_none():
 
 
 def test_a_structure_made_by_hand_is_checked():
-    block = SuperBlock(out=8, bottleneck=8, kernel=3, stride=1, layers=1)
+    block = SuperBlock(out=8, mid=8, kernel=3, stride=1, layers=1)
     for fields, message in (
         ({"stem_kernel": 2}, "stem_kernel=2: must be odd"),
         ({"stem_stride": 4}, "stem_stride=4: must be 1 or 2"),

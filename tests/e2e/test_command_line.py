@@ -22,7 +22,9 @@ def lilliput(*words: str, cwd: Path, **options) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["build", "--help"], ["report", "--help"], ["doctor", "--help"]], ids=" ".join
+    "words",
+    [["--help"], ["build", "--help"], ["design", "--help"], ["report", "--help"], ["doctor", "--help"]],
+    ids=" ".join,
 )
 def test_help_is_as_reviewed(words, tmp_path, request):
     done = lilliput(*words, cwd=tmp_path)
@@ -51,7 +53,7 @@ def test_help_loads_nothing_heavy():
     code = (
         "import sys, contextlib, io\n"
         "from lilliput.cli import main\n"
-        "for words in (['--help'], ['build', '--help']):\n"
+        "for words in (['--help'], ['build', '--help'], ['design', '--help']):\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        main(words)\n"
         f"print([name for name in {heavy} if name in sys.modules])"
@@ -66,6 +68,8 @@ MESSAGES = {
     "bad-size": ["build", "--out", "run", "--sram", "16KO"],
     "bad-epochs": ["build", "--out", "run", "--epochs", "0"],
     "unknown-board": ["build", "--out", "run", "--board", "arduino"],
+    "design-without-budget": ["design"],
+    "design-that-cannot-be": ["design", "--macs", "1M", "--params", "11.69M", "--out", "run", "--quiet"],
     "report-missing": ["report", "nowhere"],
 }
 
@@ -104,6 +108,34 @@ def test_version_and_doctor_answer(tmp_path):
     assert done.returncode == 0
     for word in ("torch", "qemu", "unicorn", "firmware for mps2-an386"):
         assert word in done.stdout
+
+
+def test_design_prints_the_network_and_leaves_a_file_that_builds_it(tmp_path):
+    words = [
+        "design",
+        "--macs",
+        "2M",
+        "--sram",
+        "24KB",
+        "--flash",
+        "40KB",
+        "--image-size",
+        "32",
+        "--classes",
+        "10",
+        "--rho",
+        "0.6",
+    ]
+    done = lilliput(*words, "--time-limit", "0.2", "--no-curves", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("super block")
+    assert done.stdout.splitlines()[-1] == "report: runs/design/report.html"
+    text = (tmp_path / "runs" / "design" / "artifacts" / "design.json").read_text()
+    from lilliput.design import Design
+
+    found = Design.from_json(text)
+    assert found.chip_cost().sram_bytes <= 24 * 1024
+    assert found.build(10)
 
 
 @pytest.fixture(scope="module")

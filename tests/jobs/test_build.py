@@ -1,6 +1,7 @@
 """The main job on real digits, small: every claim of its run is recomputed here from the files it left."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from lilliput.data import load_images
-from lilliput.design import InvertedResidualSpec, choose, members
+from lilliput.design import Design, SearchSpace, score, solve
 from lilliput.errors import BudgetError, ConfigError, DataError, ToolchainError
 from lilliput.evidence import Budget, Run
 from lilliput.graph import trace
 from lilliput.jobs.build import BuildConfig, build
-from lilliput.jobs.deployment import deployed_cost
 from lilliput.mcu import Firmware, find_toolchain
 from lilliput.mcu.boards import find_board
 
@@ -32,7 +32,7 @@ def small(tmp_path_factory) -> tuple[BuildConfig, Run]:
     """A run small enough for a test: few images, few epochs, a network of some thousand parameters."""
     out = tmp_path_factory.mktemp("runs") / "nested" / "digits"
     config = BuildConfig(
-        out=str(out), macs="60K", sram="8KB", flash="48KB", limit=400, epochs=4, emulate=10, board=board(), quiet=True
+        out=str(out), macs="60K", sram="8KB", flash="48KB", limit=400, epochs=16, emulate=10, board=board(), quiet=True
     )
     return config, build(config)
 
@@ -68,8 +68,7 @@ def test_float_accuracy_and_costs_can_be_recomputed_from_the_files(small):
     config, run = small
     figures = evidence(run)
     data = load_images("digits", image_size=16, limit=config.limit, seed=config.seed)
-    spec = InvertedResidualSpec(**run.result("choose network")["spec"])
-    model = spec.build()
+    model = Design.from_json(run.result("choose network")["design"]).build()
     model.load_state_dict(load_file(run.path / "artifacts" / "model.safetensors"))
     model.eval()
     images, labels = data.test.tensors()
@@ -98,6 +97,7 @@ def test_the_report_shows_its_sections_and_needs_no_network(small):
     assert [section.id for section in run.report.sections] == [
         "memory",
         "accuracy",
+        "design",
         "network",
         "layers",
         "images",
@@ -118,8 +118,8 @@ def test_what_is_chosen_trained_and_calibrated_does_not_depend_on_the_test_image
     config, run = small
     real = job._load
 
-    def scrambled(options):
-        data = real(options)
+    def scrambled(options, image_size):
+        data = real(options, image_size)
         noise = np.random.default_rng(0).integers(0, 256, data.test.images.shape, dtype=np.uint8)
         return replace(data, test=ImageSplit(noise, data.test.labels))
 
@@ -197,30 +197,88 @@ def test_without_a_chip_the_report_says_so(tmp_path):
     assert "this computer only" in run.report.verdict
 
 
+def small_design(out_max: int = 24) -> Design:
+    space = SearchSpace.inverted_residual(
+        16, (1, 2, 2), (3,), 8, stem_min=8, stem_max=8, out_max=out_max, layers_max=2, channels=1, num_classes=10
+    )
+    return solve(space, Budget(macs=1_000_000, sram_bytes=9_000), rho=2, patches=None, time_limit=0.2)
+
+
 def test_another_chooser_can_take_the_seat(tmp_path):
     seen = []
 
     def smallest(data, budget):
         seen.append((data.input_shape, budget))
-        family = [spec for spec in members(16, 1, 10) if spec.width == 4 and spec.stages == 2 and spec.blocks == 1]
-        return choose(family, data.input_shape, budget, deployed_cost)
+        return small_design()
 
     config = BuildConfig(out=str(tmp_path / "run"), limit=300, epochs=1, board="host", quiet=True, flash="48KB")
     run = build(config, chooser=smallest)
     assert seen == [((1, 16, 16), config.budget())]
-    assert run.result("choose network")["spec"]["width"] == 4
+    assert Design.from_json(run.result("choose network")["design"]).structure.stem == 8
+
+
+def test_what_a_chooser_gives_must_fit(tmp_path):
+    config = BuildConfig(
+        out=str(tmp_path / "run"), limit=300, epochs=1, board="host", quiet=True, flash="24KB", sram="64KB"
+    )
+    with pytest.raises(BudgetError, match=r"the chooser's K1DWK1-.* does not fit: flash_bytes [\d,]+, 24,576 allowed"):
+        build(config, chooser=lambda data, budget: small_design(out_max=96))
+
+
+def test_the_design_is_the_solvers_keeps_its_limits_and_is_shown(small):
+    config, run = small
+    design = Design.from_json(run.result("choose network")["design"])
+    assert score(design.structure, design.space.image_size).rho <= design.problem.rho
+    assert config.rho is None
+    *refused, chosen = run.result("choose network")["candidates"]
+    assert chosen["label"].endswith(f"rho {design.problem.rho:g}")  # the least that fits
+    assert all("no network of the space fits" in each["result"] for each in refused)
+    assert design.cost().macs == evidence(run)["cost.macs"]["value"] <= 60_000
+    page = (run.path / "report.html").read_text()
+    assert str(design.structure) in page
+    assert "Widths and depths" in page
+    planned = run.result("choose network")["planned"]
+    assert planned["sram_bytes"] <= Budget.parse(config.sram)
+    assert planned["flash_bytes"] <= Budget.parse(config.flash)
+
+
+def test_the_design_may_choose_a_smaller_input(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (120, 32, 32), np.uint8)
+    np.savez(tmp_path / "data.npz", x=images, y=np.arange(120) % 2)
+    run = build(
+        BuildConfig(
+            out=str(tmp_path / "run"), data=str(tmp_path / "data.npz"), macs="120K", sram="16KB", flash="48KB",
+            resolution="auto", epochs=1, board="host", quiet=True,
+        )
+    )  # fmt: skip
+    chosen = run.result("choose network")
+    tried = {each["label"].split(",")[0]: each.get("objective") for each in chosen["candidates"]}
+    assert {"32x32", "24x24", "16x16"} <= set(tried)
+    best = max((value, size) for size, value in tried.items() if value is not None)[1]
+    assert best == f"{chosen['image_size']}x{chosen['image_size']}"
+    firmware = Firmware(run.path / "artifacts" / "firmware")
+    assert firmware.input_shape == (chosen["image_size"], chosen["image_size"], 1)
 
 
 # Bad input
 
 
-def test_a_budget_too_small_names_the_smallest_that_would_do(tmp_path):
-    config = BuildConfig(out=str(tmp_path / "run"), sram="1KB", flash="4KB", limit=300, quiet=True, board="host")
-    with pytest.raises(
-        BudgetError, match=r"smallest that would do, IR-.* bytes of SRAM, 1,024 allowed; try .*--sram \d+"
-    ):
+def test_a_budget_too_small_says_what_binds_and_names_one_that_would_do(tmp_path):
+    options = {"limit": 300, "quiet": True, "board": "host", "epochs": 1}
+    config = BuildConfig(out=str(tmp_path / "run"), sram="2KB", flash="24KB", macs="10K", **options)
+    with pytest.raises(BudgetError, match=r"binding (is|are) .*; try .*, or a smaller image size") as caught:
         build(config)
     assert not (tmp_path / "run").exists()
+    flags = dict(re.findall(r"--(sram|flash|macs) (\d+)", str(caught.value)))
+    assert flags
+    run = build(replace(config, **flags))
+    assert run.evidence["outputs.mismatching_bytes"].value == 0
+
+
+def test_a_budget_that_code_and_stack_alone_exceed_says_so(tmp_path):
+    config = BuildConfig(out=str(tmp_path / "run"), sram="1KB", flash="48KB", limit=300, quiet=True, board="host")
+    with pytest.raises(BudgetError, match=r"--sram 1KB is 1,024 bytes, of which code, stack and variables take 1,280"):
+        build(config)
 
 
 def test_unknown_data_is_refused_before_anything_is_written_as_whole(tmp_path):
@@ -267,6 +325,7 @@ def test_an_output_directory_that_exists_is_refused(tmp_path):
         ({"image_size": 4}, "image_size=4: must be 8 to 256"),
         ({"out": ""}, "must name a directory"),
         ({"seed": 2**70}, "must be below"),
+        ({"rho": 0.0}, "rho=0.0: must be above 0; try rho=0.5"),
     ],
 )
 def test_options_out_of_range_are_refused_with_what_is_allowed(options, words):

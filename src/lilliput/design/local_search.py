@@ -35,9 +35,10 @@ class Moves:
         self.problem = problem
         space, m = problem.space, problem.space.depth
         self.variables = 1 + 4 * m
+        widths = range(1 + 2 * m if space.block.has_mid else 1 + m)
         channel_moves = [
             (variable, sign * step * space.channel_step)
-            for variable in range(1 + 2 * m)
+            for variable in widths
             for step in _CHANNEL_STEPS
             for sign in (1, -1)
         ]

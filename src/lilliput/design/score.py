@@ -20,10 +20,11 @@ from math import exp, log
 
 import numpy as np
 
-from lilliput.design.structure import Structure, SuperBlock
+from lilliput.design.count import reference_cost
+from lilliput.design.structure import Structure
 from lilliput.errors import ConfigError
 
-PENALTIES = ("paper", "reference")
+PENALTIES = ("paper", "reference", "all")
 MOST_VARIANCE = 60.0
 """The depth variance at which exp(variance) is held: no network near it is ever chosen, and nothing overflows."""
 
@@ -64,24 +65,21 @@ def score(
 
     Args:
         structure: what to score.
-        image_size: side of the square input; a multiple of the structure's total stride.
+        image_size: side of the square input; where a stride of 2 meets an odd side, it rounds up.
         alpha: a weight for each resolution stage; ``None`` is 8 for the last and 1 for the others.
         as_published: take over a slip of the authors' code, in which a map that went through squeeze-and-excitation has side 1; the
             published figures of networks of ``K1DWSEK1`` blocks are to be had no other way. Other networks score the same.
     Raises:
-        ConfigError: an image size or a number of weights that does not go with the structure.
+        ConfigError: a number of weights that does not go with the structure, or no image.
     """
-    if image_size < 1 or image_size % structure.total_stride:
-        nearest = max(1, round(image_size / structure.total_stride)) * structure.total_stride
-        raise ConfigError(
-            f"image_size={image_size}: must be a multiple of the total stride {structure.total_stride}; try image_size={nearest}"
-        )
+    if image_size < 1:
+        raise ConfigError(f"image_size={image_size}: must be at least 1")
     log_widths, stages = 0.0, []
     side, channels, layers = image_size, structure.channels, 0
     for stride, out, widths, is_squeezed in _layers(structure):
         if stride == 2 and layers:
             stages.append(_stage(side, channels, layers, log_widths))
-        side = 1 if side == 1 or (as_published and is_squeezed) else side // stride
+        side = 1 if as_published and is_squeezed else -(-side // stride)
         log_widths += sum(log(width) for width in widths)
         layers += len(widths)
         channels = out
@@ -108,14 +106,20 @@ def depth_penalty(structure: Structure, kind: str = "paper") -> float:
     """How uneven the super blocks are in depth.
 
     ``"paper"``: exp of the variance of the depths from the second super block on. ``"reference"``: what the authors' code computes, exp of
-    the standard deviation, with the first two super blocks left out (all counted where the blocks are depthwise).
+    the standard deviation, with the first two super blocks left out (all counted where the blocks are depthwise). ``"all"``: exp of the
+    variance of all depths.
     """
-    depths = [block.layers for block in structure.blocks]
-    if penalty_kind(kind) == "paper":
-        return exp(min(float(np.var(depths[1:])), MOST_VARIANCE)) if depths[1:] else 1.0
-    if structure.blocks[0].kind == "K1KXK1":
-        depths = depths[2:]
-    return exp(min(float(np.std(depths)), MOST_VARIANCE)) if depths else 1.0
+    first = first_penalised(penalty_kind(kind), any(block.kind.is_depthwise for block in structure.blocks))
+    depths = [block.layers for block in structure.blocks][first:]
+    if not depths:
+        return 1.0
+    spread = np.std(depths) if kind == "reference" else np.var(depths)
+    return exp(min(float(spread), MOST_VARIANCE))
+
+
+def first_penalised(kind: str, is_depthwise: bool) -> int:
+    """Index of the first super block whose depth a penalty compares."""
+    return {"all": 0, "paper": 1, "reference": 0 if is_depthwise else 2}[kind]
 
 
 def penalty_kind(kind: str) -> str:
@@ -125,52 +129,19 @@ def penalty_kind(kind: str) -> str:
     return kind
 
 
-def reference_cost(structure: Structure, image_size: int) -> tuple[int, int]:
-    """Multiply-accumulates and parameters as the authors' code counts them, classifier not counted."""
-    side, channels = image_size, structure.channels
-    taps = structure.stem_kernel**2 * channels
-    area = (side // structure.stem_stride) ** 2
-    macs, params = area * structure.stem * (taps + 3), structure.stem * (taps + 2)
-    side, channels = side // structure.stem_stride, structure.stem
-    for block in structure.blocks:
-        for index in range(block.layers):
-            stride = block.stride if index == 0 else 1
-            block_macs, block_params = _block_cost(block, channels, stride, side, index == 0)
-            macs, params = macs + block_macs, params + block_params
-            side, channels = side // stride, block.out
-    if structure.head:
-        macs += side**2 * structure.head * (channels + 3)
-        params += structure.head * (channels + 2)
-    return macs, params
-
-
-def _block_cost(block: SuperBlock, channels: int, stride: int, side: int, is_first: bool) -> tuple[int, int]:
-    """One residual block: three convolutions with batch norm, three ReLUs, shortcut."""
-    b, o, pixels, out_pixels = block.bottleneck, block.out, side**2, (side // stride) ** 2
-    taps = block.kernel**2 * (b if block.kind == "K1KXK1" else 1)
-    macs = pixels * b * (channels + 3) + out_pixels * (b * (taps + 3) + o * (b + 3))
-    params = b * (channels + 2) + b * (taps + 2) + o * (b + 2)
-    if block.kind == "K1DWSEK1":
-        squeezed = max(1, round(b / 4) // 8) * 8
-        params += squeezed * (b + 2) + b * (squeezed + 2)
-    if stride == 2 and (block.kind == "K1KXK1" or channels == o):
-        macs += pixels * channels
-    if block.kind == "K1KXK1" and is_first:  # even where the widths agree
-        macs += out_pixels * o * (channels + 3)
-        params += o * (channels + 2)
-    return macs, params
-
-
 def _layers(structure: Structure) -> list[tuple[int, int, tuple[int, ...], bool]]:
     """Of each block in order: stride, output channels, widths of its convolutions (shortcuts do not count), whether it has an SE."""
     stem_widths: tuple[int, ...] = (structure.channels * structure.stem_kernel**2,)
     rows = [(structure.stem_stride, structure.stem, stem_widths, False)]
     channels = structure.stem
     for block in structure.blocks:
-        middle = block.kernel**2 * (block.bottleneck if block.kind == "K1KXK1" else 1)
         for index in range(block.layers):
-            widths = (channels, middle, block.bottleneck)
-            rows.append((block.stride if index == 0 else 1, block.out, widths, block.kind == "K1DWSEK1"))
+            names = {"in": channels, "mid": block.mid, "out": block.out}
+            widths = tuple(
+                block.kind.kernel(position, block.kernel) ** 2 * (1 if row.is_depthwise else names[row.inputs])
+                for position, row in enumerate(block.kind.convs)
+            )
+            rows.append((block.stride if index == 0 else 1, block.out, widths, block.kind.has_squeeze))
             channels = block.out
     if structure.head:
         rows.append((1, structure.head, (channels,), False))

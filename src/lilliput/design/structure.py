@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import ast
 import json
-from dataclasses import asdict, dataclass
-from math import prod
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from lilliput.design.block import K1DWK1, K1DWSEK1, K1KXK1, BlockType
 from lilliput.errors import ConfigError, DataError
 
-KINDS = ("K1KXK1", "K1DWK1", "K1DWSEK1")
-"""Residual blocks: 1x1, kxk, 1x1; with a depthwise kxk; with a depthwise kxk and squeeze-and-excitation."""
+if TYPE_CHECKING:
+    from torch import nn
 
+_FORMAT = "lilliput.structure"
 _FORMAT_VERSION = 1
 _STEM_CLASS = "ConvKXBNRELU"
-_SUPER_CLASSES = {f"SuperRes{kind}": kind for kind in KINDS}
+_SUPER_CLASSES = {f"SuperRes{kind.name}": kind for kind in (K1KXK1, K1DWK1, K1DWSEK1)}
+_BLOCK_NUMBERS = ("out", "mid", "kernel", "stride", "layers")
 _LONGEST_TEXT = 100_000
 
 
@@ -31,27 +33,25 @@ class SuperBlock:
 
     out: int
     """Output channels of every block."""
-    bottleneck: int
-    """Channels of the middle convolution."""
+    mid: int
+    """Channels between: of the middle convolution. Idle where the kind of block has no such width."""
     kernel: int
-    """Side of the middle convolution; odd."""
+    """Side of the convolutions that have no fixed one; odd."""
     stride: int
     """1 or 2, of the first block only."""
     layers: int
     """Number of blocks."""
-    kind: str = "K1KXK1"
-    """One of ``KINDS``."""
+    kind: BlockType = K1KXK1
+    """The blocks' table."""
 
     def __post_init__(self) -> None:
-        for name in ("out", "bottleneck", "layers"):
+        for name in ("out", "mid", "layers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"super block {name}={getattr(self, name)}: must be at least 1")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ConfigError(f"super block kernel={self.kernel}: must be odd; try 3 or 5")
         if self.stride not in (1, 2):
             raise ConfigError(f"super block stride={self.stride}: must be 1 or 2")
-        if self.kind not in KINDS:
-            raise ConfigError(f"super block kind {self.kind!r}: must be one of {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +82,40 @@ class Structure:
             raise ConfigError("structure without super blocks: needs at least one")
 
     @property
-    def total_stride(self) -> int:
-        """Pixels of the input side per pixel of the last map's side."""
-        return self.stem_stride * prod(block.stride for block in self.blocks)
+    def strides(self) -> tuple[int, ...]:
+        """Of the stem, then of each super block."""
+        return (self.stem_stride, *(block.stride for block in self.blocks))
 
     @property
     def layers(self) -> int:
         """Convolutions from input to output, shortcuts not counted."""
-        return 1 + 3 * sum(block.layers for block in self.blocks) + (self.head > 0)
+        return 1 + sum(len(block.kind.convs) * block.layers for block in self.blocks) + (self.head > 0)
+
+    def __str__(self) -> str:
+        """Such as ``K1DWK1-12-24x1-24x1-52x3``: kind, stem, width and number of each super block's blocks."""
+        kinds = "+".join(dict.fromkeys(block.kind.name for block in self.blocks))
+        head = f"-{self.head}" if self.head else ""
+        return f"{kinds}-{self.stem}-{'-'.join(f'{b.out}x{b.layers}' for b in self.blocks)}{head}"
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network, with random weights.
+
+        Raises:
+            ConfigError: fewer than 1 class.
+        """
+        from lilliput.design.network import StructureNet
+
+        return StructureNet(self, num_classes)
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        rows = [{**vars(block), "kind": block.kind.to_plain()} for block in self.blocks]
+        fields = {name: getattr(self, name) for name in ("stem", "channels", "stem_kernel", "stem_stride", "head")}
+        return {"format": _FORMAT, "version": _FORMAT_VERSION, **fields, "blocks": rows}
 
     def to_json(self) -> str:
         """Text that ``from_json`` reads."""
-        return json.dumps({"format": "lilliput.structure", "version": _FORMAT_VERSION, **asdict(self)}, indent=1)
+        return json.dumps(self.to_plain(), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Structure:
@@ -106,8 +128,18 @@ class Structure:
             data = json.loads(text)
         except ValueError as error:
             raise DataError(f"structure: not JSON ({error}); it must be what to_json() writes") from None
-        if not isinstance(data, dict) or data.pop("format", None) != "lilliput.structure":
-            raise DataError('structure: JSON without "format": "lilliput.structure"; it must be what to_json() writes')
+        return cls.from_plain(data)
+
+    @classmethod
+    def from_plain(cls, data: Any) -> Structure:
+        """The structure that ``to_plain`` wrote.
+
+        Raises:
+            DataError: not such data; the message names the field.
+        """
+        data = dict(data) if isinstance(data, dict) else {}
+        if data.pop("format", None) != _FORMAT:
+            raise DataError(f'structure: JSON without "format": "{_FORMAT}"; it must be what to_json() writes')
         version = data.pop("version", None)
         if version != _FORMAT_VERSION:
             raise DataError(f"structure: format version {version!r}; this release reads version {_FORMAT_VERSION}")
@@ -117,8 +149,11 @@ class Structure:
         blocks = []
         for index, row in enumerate(rows):
             where = f"blocks[{index}]"
-            fields = _checked(row, where, ("out", "bottleneck", "kernel", "stride", "layers"), text=("kind",))
-            blocks.append(_made(where, SuperBlock, fields))
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: {row!r} is not an object; needs {', '.join((*_BLOCK_NUMBERS, 'kind'))}")
+            kind = BlockType.from_plain(row.get("kind"), f"{where}: super block")
+            fields = _checked({k: v for k, v in row.items() if k != "kind"}, where, _BLOCK_NUMBERS)
+            blocks.append(_made(where, SuperBlock, {**fields, "kind": kind}))
         fields = _checked(data, "structure", ("stem", "channels", "stem_kernel", "stem_stride", "head"))
         return _made("structure", cls, {**fields, "blocks": tuple(blocks)})
 
@@ -155,7 +190,7 @@ class Structure:
             row = _reference_numbers(row, where, ("in", "out", "btn", "s", "k", "L"))
             _chained(row["in"], width, where)
             fields = {
-                "out": row["out"], "bottleneck": row["btn"], "kernel": row["k"], "stride": row["s"], "layers": row["L"]
+                "out": row["out"], "mid": row["btn"], "kernel": row["k"], "stride": row["s"], "layers": row["L"]
             }  # fmt: skip
             blocks.append(_made(where, SuperBlock, {**fields, "kind": _SUPER_CLASSES[kind]}))
             width = row["out"]
@@ -173,18 +208,15 @@ class Structure:
         )
 
 
-def _checked(row: Any, where: str, numbers: tuple[str, ...], text: tuple[str, ...] = ()) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: {row!r} is not an object; needs {', '.join(numbers + text)}")
-    for name in numbers + text:
+def _checked(row: dict[str, Any], where: str, numbers: tuple[str, ...]) -> dict[str, Any]:
+    for name in numbers:
         if name not in row:
-            raise DataError(f"{where}: no {name!r}; needs {', '.join(numbers + text)}")
-        kind = str if name in text else int
-        if not isinstance(row[name], kind) or isinstance(row[name], bool):
-            raise DataError(f"{where}: {name}={row[name]!r} must be a {'text' if name in text else 'whole number'}")
-    unknown = sorted(set(row) - set(numbers + text))
+            raise DataError(f"{where}: no {name!r}; needs {', '.join(numbers)}")
+        if not isinstance(row[name], int) or isinstance(row[name], bool):
+            raise DataError(f"{where}: {name}={row[name]!r} must be a whole number")
+    unknown = sorted(set(row) - set(numbers))
     if unknown:
-        raise DataError(f"{where}: unknown {', '.join(map(repr, unknown))}; has {', '.join(numbers + text)}")
+        raise DataError(f"{where}: unknown {', '.join(map(repr, unknown))}; has {', '.join(numbers)}")
     return row
 
 

@@ -1,24 +1,21 @@
 """From images and a chip's budget to firmware that ran.
 
-Load images, choose the largest network of a family that fits, train it, quantize it to int8, plan its memory, write and link a C
-project, run it on this computer and on an emulated chip, compare every byte with the integer interpreter, and report.
+Load images, design a network for what the chip leaves to it, train it, quantize it to int8, plan its memory, write and link a C project,
+run it on this computer and on an emulated chip, compare every byte with the integer interpreter, and report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from lilliput.errors import ConfigError
 from lilliput.evidence import Budget, Evidence, Run
 
 if TYPE_CHECKING:
     from lilliput.data import ImageData
-    from lilliput.design import Choice
     from lilliput.jobs.deployment import Deployment
-
-    Chooser = Callable[[ImageData, Budget], Choice]
+    from lilliput.jobs.network_choice import Chooser, Chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +25,7 @@ class BuildConfig:
     Examples:
         lilliput build --data digits --sram 16KB --flash 128KB --out runs/digits
         lilliput build --data photos/ --image-size 48 --channels 3 --sram 64KB --flash 512KB --out runs/photos
+        lilliput build --data photos/ --image-size 64 --resolution auto --sram 64KB --flash 512KB --macs 5M --out runs/photos
     """
 
     out: str
@@ -42,6 +40,10 @@ class BuildConfig:
     """Most multiply-accumulates per inference; bounds the energy of the chip and the time of training."""
     image_size: int | None = None
     """Side of the square input in pixels; if left out, the data's own, doubled until it is 16 or more."""
+    resolution: Literal["given", "auto"] = "given"
+    """auto: the design may choose a smaller input, three quarters or half of that side."""
+    rho: float | None = None
+    """Largest effectiveness (depth over mean width) of the network; if left out, 0.5, or the least that fits."""
     channels: Literal[1, 3] | None = None
     """1 makes grey, 3 makes colour; if left out, what the data has."""
     limit: int | None = None
@@ -80,6 +82,8 @@ class BuildConfig:
             raise ConfigError(f"seed={self.seed}: must be below 2**32 (4,294,967,296); try seed=0")
         if self.image_size is not None and not 8 <= self.image_size <= 256:
             raise ConfigError(f"image_size={self.image_size}: must be 8 to 256 pixels; try image_size=32")
+        if self.rho is not None and not 0 < self.rho < float("inf"):
+            raise ConfigError(f"rho={self.rho}: must be above 0; try rho=0.5")
         if not self.out:
             raise ConfigError("out='': must name a directory; try out='runs/digits'")
 
@@ -93,7 +97,7 @@ def build(config: BuildConfig, chooser: Chooser | None = None) -> Run:
 
     Args:
         config: what to build.
-        chooser: picks the network for the images and the budget; the inverted-residual family by default.
+        chooser: designs the network for the images and the budget; the solver over inverted residuals by default.
     Returns:
         The finished run; ``run.path / "report.html"`` is the page to look at.
     Raises:
@@ -104,11 +108,12 @@ def build(config: BuildConfig, chooser: Chooser | None = None) -> Run:
     """
     from lilliput.jobs import build_report
     from lilliput.jobs.deployment import deploy, require_toolchain
+    from lilliput.jobs.network_choice import Chosen, choose_network
 
     require_toolchain(config.board, config.toolchain)  # before an hour of training, not after
     with Run.create(config.out, job="build", config=config, seed=config.seed, resume=config.resume) as run:
         with run.step("load data") as step:
-            data = _load(config)
+            data = _load(config, config.image_size)
             digest = _digest(data)
             if step.done and step.result["digest"] != digest:
                 raise ConfigError(
@@ -118,8 +123,12 @@ def build(config: BuildConfig, chooser: Chooser | None = None) -> Run:
             step.save({"data": str(data), "notes": list(data.notes), "digest": digest})
         _say(config, str(data))
         with run.step("choose network") as step:
-            choice = _choose(config, data, chooser, step)
-        _say(config, f"{choice.name}: {choice.macs:,} MACs, {choice.params:,} parameters")
+            choice = Chosen(**step.result) if step.done else choose_network(config, data, chooser)
+            step.save(asdict(choice))
+        run.artifact("design.json").write_text(choice.design + "\n")
+        if choice.image_size != data.input_shape[1]:
+            data = _load(config, choice.image_size)
+        _say(config, f"{choice.found().structure}: {choice.macs:,} MACs, {choice.params:,} parameters")
         with run.step("train") as step:
             model, history = _train(config, data, choice, run)
             step.save(history)
@@ -129,31 +138,12 @@ def build(config: BuildConfig, chooser: Chooser | None = None) -> Run:
     return run
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The chosen network, as it can be kept in a file."""
-
-    name: str
-    spec: dict[str, Any]
-    macs: int
-    params: int
-    candidates: list[dict[str, Any]]
-    """Members that were measured, and how many were ruled out without."""
-    ruled_out: int
-
-    def network(self) -> Any:
-        """The module, with random weights."""
-        from lilliput.design import InvertedResidualSpec
-
-        return InvertedResidualSpec(**self.spec).build()
-
-
 def _say(config: BuildConfig, line: str) -> None:
     if not config.quiet:
         print(line, flush=True)
 
 
-def _load(config: BuildConfig) -> ImageData:
+def _load(config: BuildConfig, image_size: int | None) -> ImageData:
     from lilliput.data import load_images
 
     options: dict[str, Any] = {
@@ -162,8 +152,8 @@ def _load(config: BuildConfig) -> ImageData:
         "limit": config.limit,
         "progress": not config.quiet,
     }
-    if config.image_size is not None:
-        return load_images(config.data, image_size=config.image_size, **options)
+    if image_size is not None:
+        return load_images(config.data, image_size=image_size, **options)
     data = load_images(config.data, **options)
     rows, columns, _ = data.image_shape
     side = max(rows, columns)
@@ -184,35 +174,6 @@ def _digest(data: ImageData) -> str:
     return digest.hexdigest()
 
 
-def _choose(config: BuildConfig, data: ImageData, chooser: Chooser | None, step: Any) -> Chosen:
-    from lilliput.design import choose, members
-    from lilliput.jobs.deployment import deployed_cost, overhead
-
-    if step.done:
-        return Chosen(**step.result)
-    if chooser is None:
-        channels, side, _ = data.input_shape
-        family = members(side, channels, len(data.class_names))
-        choice = choose(family, data.input_shape, config.budget(), deployed_cost, overhead())
-    else:
-        choice = chooser(data, config.budget())
-    measured = [
-        {"name": each.name, "fits": each.fits, **{k: v for k, v in asdict(each.cost).items() if k != "per_node"}}
-        for each in choice.candidates
-        if each.is_measured
-    ]
-    chosen = Chosen(
-        name=str(choice.spec),
-        spec=asdict(cast(Any, choice.spec)),
-        macs=choice.cost.macs,
-        params=choice.cost.params,
-        candidates=measured,
-        ruled_out=len(choice.candidates) - len(measured),
-    )
-    step.save(asdict(chosen))
-    return chosen
-
-
 def _train(config: BuildConfig, data: ImageData, choice: Chosen, run: Run) -> tuple[Any, dict[str, Any]]:
     """The trained module in evaluation mode, and its history; from the file if an earlier attempt finished it."""
     import torch
@@ -222,7 +183,7 @@ def _train(config: BuildConfig, data: ImageData, choice: Chosen, run: Run) -> tu
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = choice.network()
+        model = choice.found().build(len(data.class_names))
     weights = run.artifact("model.safetensors")
     step = run.steps["train"]
     if step.done and weights.is_file():

@@ -23,8 +23,9 @@ from lilliput.evidence import (
 
 if TYPE_CHECKING:
     from lilliput.data import ImageData
-    from lilliput.jobs.build import BuildConfig, Chosen
+    from lilliput.jobs.build import BuildConfig
     from lilliput.jobs.deployment import Deployment
+    from lilliput.jobs.network_choice import Chosen
 
 _GALLERY = 24
 
@@ -36,7 +37,8 @@ def write(
     sections = [
         _memory(run, config, made),
         _accuracy(data, made, history),
-        _network(choice, made),
+        _design(choice),
+        _network(made),
         _layers(made),
         _images(data, made),
     ]
@@ -129,7 +131,7 @@ def _memory(run: Run, config: BuildConfig, made: Deployment) -> Section:
 
 def _short(path: str) -> str:
     """A module path without the words that every layer of the family shares."""
-    return ".".join(word for word in path.split(".") if word not in ("stages", "body", "conv", "relu", "norm")) or path
+    return ".".join(word for word in path.split(".") if word not in ("blocks", "body", "conv", "act", "norm")) or path
 
 
 def _accuracy(data: ImageData, made: Deployment, history: dict[str, Any]) -> Section:
@@ -184,30 +186,39 @@ def _accuracy(data: ImageData, made: Deployment, history: dict[str, Any]) -> Sec
     )
 
 
-def _network(choice: Chosen, made: Deployment) -> Section:
-    from lilliput.graph import Op, draw
+def _design(choice: Chosen) -> Section:
+    from lilliput.jobs.design_report import design_section
 
-    hide = {Op.BATCH_NORM, Op.RELU, Op.RELU6, Op.RESHAPE}
+    section = design_section(choice.found())
     rows = [
         [
-            each["name"],
-            each["macs"],
-            each["params"],
-            each["sram_bytes"],
-            each["flash_bytes"],
-            "chosen" if each["fits"] else "too large",
+            each["label"],
+            each["result"],
+            *(each.get(name) for name in ("objective", "macs", "sram_bytes", "flash_bytes")),
         ]
         for each in choice.candidates
     ]
-    columns = ["network", "MACs", "parameters", "SRAM bytes, planned", "flash bytes, planned", ""]
+    columns = ["asked for", "found", "objective", "MACs", "SRAM bytes", "flash bytes"]
+    planned = choice.planned
+    words = (
+        f"Budgets here are what code, stack and variables leave to the model. Planned in full before training, with those: "
+        f"{planned['sram_bytes']:,} bytes of SRAM and {planned['flash_bytes']:,} of flash."
+    )
+    blocks = [*section.blocks, Text(words)]
+    if rows:
+        blocks.append(Table("What was solved for", columns, rows))
+    return Section(section.id, section.title, section.intro, blocks)
+
+
+def _network(made: Deployment) -> Section:
+    from lilliput.graph import Op, draw
+
+    hide = {Op.BATCH_NORM, Op.RELU, Op.RELU6, Op.RESHAPE}
     return Section(
         "network",
         "The network",
-        f"`{choice.name}` has the largest product of multiply-accumulates and parameters of those that fit. "
-        f"{choice.ruled_out} larger members of the family were ruled out by exact counts and a lower bound on memory; "
-        "the rest were planned in full, largest first, until one fitted.",
+        "",
         [
-            Table("Members planned in full", columns, rows),
             Figure(
                 draw(made.graph, hide=hide),
                 "Layers",

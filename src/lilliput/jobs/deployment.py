@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lilliput.data import ImageData
+    from lilliput.design import Design
     from lilliput.evidence import Run
     from lilliput.graph import Graph
     from lilliput.jobs.build import BuildConfig
@@ -107,7 +108,7 @@ def overhead() -> Cost:
     return Cost(flash_bytes=CODE_FLASH_BYTES, sram_bytes=DEFAULT_STACK_BYTES + STATIC_SRAM_BYTES)
 
 
-def deployed_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+def deployed_cost(design: Design) -> Cost:
     """What an untrained network would cost when deployed: its integer graph is planned as the trained one's will be."""
     import torch
 
@@ -115,8 +116,11 @@ def deployed_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     from lilliput.mcu import plan
     from lilliput.quantize import quantize_int8
 
-    sample = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
-    graph = trace(model, sample[:1])
+    side, channels = design.space.image_size, design.space.channels
+    sample = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        graph = trace(design.build().eval(), sample[:1])
     made = plan(quantize_int8(graph, sample))
     extra = overhead()
     return Cost(
