@@ -333,7 +333,8 @@ def _too_much_sram(planned: Plan, bold: Plan, limit: int, *, has_searched: bool)
     else:
         fixes.append("narrower layers there")
     return (
-        f"'{graph.name}' needs {planned.sram_bytes:,} bytes of SRAM{_how(planned)} (arena {planned.arena_bytes:,} + scratch {planned.scratch_bytes:,} "
+        f"'{graph.name}' needs {planned.sram_bytes:,} bytes of SRAM{_how(planned)} "
+        f"(arena {planned.arena_bytes:,} + scratch {planned.scratch_bytes:,} "
         f"+ stack {planned.stack_bytes:,}) > sram {limit:,}, at '{planned.binding}' ({kind}{f', module {module!r}' if module else ''}, "
         f"{shape} int8); try {' or '.join(fixes)}"
     )
