@@ -18,6 +18,14 @@ extern uint64_t ll_macs; /* multiply-accumulates with a weight of the network, s
 #define LL_COUNT(n) ((void)0)
 #endif
 
+/* The generated model names each step after it. In a profile build that is a reading of the clock, in firmware it is nothing. */
+#ifdef LL_PROFILE
+void ll_profile_step(void);
+#define LL_STEP(name) ll_profile_step()
+#else
+#define LL_STEP(name) ((void)0)
+#endif
+
 /* How sums become codes, for layers with one multiplier a channel. A channel is three words: bias, multiplier, shift.
  * plain_scale: every channel has a right shift of 1 to 22 and no sum can leave 31 bits; then the bias word holds 2 * bias and the shift
  * word the right shift. Otherwise the bias word holds the bias and the shift word is signed, above 0 to the left. */
