@@ -370,5 +370,5 @@ def test_a_profile_needs_a_chip_and_named_steps(tmp_path, dummy, dummy_inputs):
     firmware = make_dummy(tmp_path / "project")
     model = tmp_path / "project" / "model.c"
     model.write_text(re.sub(r"\n    LL_STEP\(.*\);", "", model.read_text()))
-    with pytest.raises(DataError, match=r"names none of its steps \(LL_STEP\)"):
+    with pytest.raises(DataError, match=r"names no steps \(LL_STEP\)"):
         firmware.run(dummy_inputs, toolchain="gcc-qemu", profile=True)

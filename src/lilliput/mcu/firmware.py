@@ -276,7 +276,7 @@ def _step_names(directory: Path) -> list[str]:
     names = [json.loads(name) for name in re.findall(r'LL_STEP\(("(?:[^"\\]|\\.)*")\);', model)]
     if not names:
         raise DataError(
-            f"{directory / 'model.c'} names none of its steps (LL_STEP): there is nothing to profile; write the project again with Plan.emit_c"
+            f"{directory / 'model.c'} names no steps (LL_STEP), so there is nothing to profile; write the project again with Plan.emit_c"
         )
     return names
 

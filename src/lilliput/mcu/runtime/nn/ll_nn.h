@@ -135,6 +135,8 @@ void ll_conv_add(const ll_conv_add_params *params, const int8_t *input, const in
 void ll_conv_1x1_add(const ll_conv_add_params *params, const int8_t *input, const int8_t *skip, int8_t *output, void *scratch);
 void ll_depthwise(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_depthwise_3x3(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch);
+void ll_depthwise_5x5(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch);
+void ll_depthwise_7x7(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_linear(const ll_linear_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_add(const ll_add_params *params, const int8_t *first, const int8_t *second, int8_t *output, void *scratch);
 void ll_mul(const ll_mul_params *params, const int8_t *first, const int8_t *second, int8_t *output, void *scratch);
