@@ -7,6 +7,7 @@ What the graph computes is what TensorFlow Lite Micro's reference kernels comput
 - functions of one code (LOGISTIC, TANH, HARD_SWISH, RELU, RELU6, int8 QUANTIZE) become tables of what the kernel answers for each code;
 - padding that a convolution alone reads becomes the convolution's; other padding stays an operation;
 - where an operator passes codes through and the file gives its output another scale, a table that keeps every code changes the scale;
+- CAST to int32, ADD 128 and GATHER from 256 codes are one table;
 - QUANTIZE at the input and DEQUANTIZE at the outputs are left out: the graph's own input and outputs are then int8.
 
 Two departures. CONCATENATION of int8 inputs with scales of their own is refused by those kernels; here the inputs are rescaled as QUANTIZE
@@ -16,7 +17,7 @@ would. RELU6 between two scales rescales, as TensorFlow Lite does on servers (Mi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,8 @@ from lilliput.quantize.tflite import tables
 from lilliput.quantize.tflite.flatbuffer import Table
 from lilliput.quantize.tflite.model import MOST_ELEMENTS, FileModel, FileOperator, FileTensor, printable, read_model
 from lilliput.quantize.tflite.schema import Activation, Padding, TensorType, builtin, type_name
+from lilliput.quantize.tflite.windows import Edges, nearest_is_whole, same_padding
 from lilliput.quantize.verify import verify_op
-
-Edges = tuple[int, int, int, int]
-"""Top, left, bottom, right."""
 
 HOW_TO_CONVERT = "convert with full-integer quantization (TFLITE_BUILTINS_INT8)"
 
@@ -61,13 +60,25 @@ def load_tflite(path: str | Path) -> QuantizedGraph:
     return _Loading(model, printable(Path(path).stem) or "model").run()
 
 
+@dataclass(frozen=True)
+class _Padding:
+    operator: FileOperator
+    source: str
+    edges: Edges
+    code: int
+    zero_point: int
+
+
 class _Loading:
     def __init__(self, model: FileModel, name: str) -> None:
         self.model, self.name = model, name
         self.ops: list[QOp] = []
         self.tensors: dict[str, QTensor] = {}
         self.names: dict[int, str] = {}  # tensor of the file -> tensor of the graph
-        self.pads: dict[int, tuple[FileOperator, str, Edges]] = {}  # padding that no operation makes yet
+        self.pads: dict[int, _Padding] = {}  # tensor of the file -> padding that no operation makes yet
+        self.indices: dict[
+            int, tuple[str, int]
+        ] = {}  # int32 tensor of the file -> the codes it holds, and what was added
         self.weights: dict[Any, np.ndarray] = {}
         self.input: str | None = None
 
@@ -245,7 +256,7 @@ class _Loading:
         options = self._options(operator, 1)
         pad, stride, dilation = _window_options(options, dilation=(4, 5))
         weight = self._weights(operator, 4)
-        x, extra = self._convolved(operator, weight.shape[1:3], dilation)
+        x, extra = self._windowed(operator, weight.shape[1:3], dilation)
         in_per_group = weight.shape[3]
         if len(x.shape) != 3 or x.shape[2] % in_per_group or len(weight) % (x.shape[2] // in_per_group):
             raise self._broken(operator, f"has weights {list(weight.shape)} for an input of {list(x.shape)}")
@@ -256,7 +267,7 @@ class _Loading:
         options = self._options(operator, 2)
         pad, stride, dilation = _window_options(options, dilation=(5, 6))
         weight = self._weights(operator, 4, depthwise=True)
-        x, extra = self._convolved(operator, weight.shape[1:3], dilation)
+        x, extra = self._windowed(operator, weight.shape[1:3], dilation)
         multiplier = options.integer(3, "i") if options is not None else 0
         if len(x.shape) != 3 or len(weight) != x.shape[2] * multiplier:
             raise self._broken(
@@ -297,17 +308,18 @@ class _Loading:
             groups=groups,
         )
 
-    def _convolved(
-        self, operator: FileOperator, kernel: tuple[int, ...], dilation: tuple[int, int]
+    def _windowed(
+        self, operator: FileOperator, kernel: tuple[int, ...], dilation: tuple[int, int], code: int | None = None
     ) -> tuple[QTensor, Edges]:
-        """A convolution's input, and the padding before it that the convolution takes in."""
+        """A window's input, and the padding before it, of this code or of zeros, that the window takes in."""
         tensor = self._input_tensor(operator, 0)
         if tensor.index in self.pads:
-            _, name, edges = self.pads[tensor.index]
+            pad = self.pads[tensor.index]
             # A window that sees nothing but padding is left to an operation of its own.
             reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
-            if max(edges[0], edges[2]) < reach[0] and max(edges[1], edges[3]) < reach[1]:
-                return self.tensors[name], edges
+            inside = max(pad.edges[0], pad.edges[2]) < reach[0] and max(pad.edges[1], pad.edges[3]) < reach[1]
+            if inside and pad.code == (pad.zero_point if code is None else code):
+                return self.tensors[pad.source], pad.edges
         return self._read(operator), (0, 0, 0, 0)
 
     def _fully_connected(self, operator: FileOperator) -> None:
@@ -317,7 +329,7 @@ class _Loading:
         weight = self._weights(operator, 2)
         x = self._read(operator)
         keeps = options is not None and options.flag(2)
-        units, features = weight.shape
+        features = weight.shape[1]
         if prod(x.shape) % features or (keeps and x.shape[-1] != features):
             raise self._broken(operator, f"has weights {list(weight.shape)} for an input of {list(x.shape)}")
         if not keeps and prod(x.shape) != features:
@@ -440,16 +452,14 @@ class _Loading:
             return 0, 0, 0, 0
         if pad != Padding.SAME:
             raise self._broken(operator, f"has padding {pad}; must be SAME (0) or VALID (1)")
-        before, after = [], []
-        for extent, taps, step, spread in zip(size, kernel, stride, dilation, strict=True):
-            total = max(0, (-(-extent // step) - 1) * step + (taps - 1) * spread + 1 - extent)
-            before.append(total // 2)
-            after.append(total - total // 2)
-        return before[0], before[1], after[0], after[1]
+        return same_padding(size, kernel, stride, dilation)
 
     # two values
 
     def _add(self, operator: FileOperator) -> None:
+        if self._input_tensor(operator, 0).type == TensorType.INT32:
+            self._move_index(operator)
+            return
         options = self._options(operator, 11)
         a, b = self._read(operator, 0), self._read(operator, 1)
         if a.shape != b.shape:
@@ -500,10 +510,16 @@ class _Loading:
         options = self._options(operator, 5)
         pad, stride, _ = _window_options(options, dilation=None)
         kernel = (0, 0) if options is None else (options.integer(4, "i"), options.integer(3, "i"))
-        x = self._read(operator)
-        if len(x.shape) != 3 or min(*stride, *kernel) < 1 or max(*stride, *kernel) > 2**15:
-            raise self._broken(operator, f"has window {kernel} and stride {stride} on an input of {list(x.shape)}")
-        padding = self._edges(operator, x.shape[:2], kernel, stride, (1, 1), pad)
+        if min(*stride, *kernel) < 1 or max(*stride, *kernel) > 2**15:
+            raise self._broken(operator, f"has window {kernel} and stride {stride}")
+        extra: Edges = (0, 0, 0, 0)
+        if kind is qgraph.MaxPool2d and pad == Padding.VALID:
+            x, extra = self._windowed(operator, kernel, (1, 1), code=-128)  # padding of the least code never wins
+        else:
+            x = self._read(operator)
+        if len(x.shape) != 3:
+            raise self._broken(operator, f"has window {kernel} on an input of {list(x.shape)}")
+        padding = extra if any(extra) else self._edges(operator, x.shape[:2], kernel, stride, (1, 1), pad)
         y = self._output(operator)
         if abs(x.scale - y.scale) > 1e-6 or x.zero_point != y.zero_point:
             raise self._unsupported(
@@ -563,6 +579,39 @@ class _Loading:
     def _relu6(self, operator: FileOperator) -> None:
         x, y = self._read(operator), self._output(operator)
         self._lookup(operator, x, y, tables.relu_table(x, y, upper=6.0), "relu6")
+
+    def _cast(self, operator: FileOperator) -> None:
+        target = self.model.tensors[operator.outputs[0]]
+        x = self._read(operator)
+        if target.type != TensorType.INT32:
+            raise self._unsupported(operator, f"makes {target}", "it may make int32 of int8, as the index of a table")
+        self.indices[target.index] = (x.name, 0)
+
+    def _move_index(self, operator: FileOperator) -> None:
+        """An int32 ADD of a constant, on the way to a table."""
+        sides = [self._input_tensor(operator, position) for position in (0, 1)]
+        moved = [side for side in sides if side.index in self.indices]
+        constants = [position for position, side in enumerate(sides) if self.model.is_constant(side)]
+        values = self._constant(operator, constants[0]) if constants else np.zeros(0)
+        if len(moved) != 1 or values.size != 1 or _activation(self._options(operator, 11), 0) != Activation.NONE:
+            raise self._unsupported(
+                operator, f"adds {sides[0]} and {sides[1]}", "of int32 it may add one constant to an index"
+            )
+        name, before = self.indices[moved[0].index]
+        self.indices[operator.outputs[0]] = (name, before + int(values.ravel()[0]))
+
+    def _gather(self, operator: FileOperator) -> None:
+        options = self._options(operator, 23)
+        index = self._input_tensor(operator, 1)
+        name, first = self.indices.get(index.index, ("", 0))
+        table = self._constant(operator, 0)
+        plain = options is None or (options.integer(0, "i") == 0 and options.integer(1, "i") == 0)
+        if first != 128 or table.shape != (256,) or table.dtype != np.int8 or not plain:
+            raise self._unsupported(
+                operator, f"takes from {list(table.shape)}", "it may look int8 codes, plus 128, up in a table of 256"
+            )
+        x, y = self.tensors[name], self._output(operator)
+        self._lookup(operator, x, y, np.array(table), "table")
 
     def _require_parameters(self, operator: FileOperator, y: QTensor, scale: float, zero_point: int) -> None:
         if (y.scale, y.zero_point) != (scale, zero_point):
@@ -632,21 +681,27 @@ class _Loading:
         edges = (int(widths[1, 0]), int(widths[2, 0]), int(widths[1, 1]), int(widths[2, 1]))
         target = self.model.tensors[operator.outputs[0]]
         scale, zero_point = self._one_scale(target, f"{operator} makes {target}, which")
+        code = zero_point
         if len(operator.inputs) > 2:
             value = self._constant(operator, 2)
-            if value.size != 1 or int(value.ravel()[0]) != zero_point:
-                raise self._unsupported(
-                    operator, f"pads with {value.ravel()[:4].tolist()}", f"it must be zero, code {zero_point}"
-                )
+            if value.size != 1:
+                raise self._broken(operator, f"pads with {value.size} values; must be one")
+            code = int(value.ravel()[0])
         shape = self._shape(target, f"{operator} makes {target}, which")
         if shape != (x.shape[0] + edges[0] + edges[2], x.shape[1] + edges[1] + edges[3], x.shape[2]):
             raise self._broken(operator, f"makes {list(shape)} of {list(x.shape)} padded by {edges}")
         x = self._in_scale_of(operator, x, QTensor("padded", shape, scale, zero_point))
-        self.pads[target.index] = (operator, x.name, edges)
+        self.pads[target.index] = _Padding(operator, x.name, edges, code, zero_point)
 
     def _make_padding(self, index: int) -> None:
-        operator, name, edges = self.pads.pop(index)
-        self._emit(operator, qgraph.Pad, self._output(operator), name, padding=edges)
+        pad = self.pads.pop(index)
+        if pad.code != pad.zero_point:
+            raise self._unsupported(
+                pad.operator,
+                f"pads with code {pad.code}",
+                f"it must be zero, code {pad.zero_point}, or -128 before MAX_POOL_2D",
+            )
+        self._emit(pad.operator, qgraph.Pad, self._output(pad.operator), pad.source, padding=pad.edges)
 
     def _resize_nearest(self, operator: FileOperator) -> None:
         options = self._options(operator, 74)
@@ -662,9 +717,7 @@ class _Loading:
             )
         for size, to in zip(x.shape[:2], y.shape[:2], strict=True):
             self.model.file.spend(to)
-            # The kernel multiplies by size / to as float32, which may fall short of a whole number.
-            at = (np.arange(to, dtype=np.float32) + np.float32(0.5 * half)) * (np.float32(size) / np.float32(to))
-            if not np.array_equal(np.minimum(np.floor(at), size - 1), np.arange(to) // (to // size)):
+            if not nearest_is_whole(size, to, half):
                 raise self._unsupported(
                     operator, f"goes from {size} to {to} pixels unevenly", "use half-pixel centres or another factor"
                 )
@@ -675,11 +728,13 @@ class _Loading:
 OPERATORS: dict[str, Callable[[_Loading, FileOperator], None]] = {
     "ADD": _Loading._add,
     "AVERAGE_POOL_2D": _Loading._average_pool,
+    "CAST": _Loading._cast,
     "CONCATENATION": _Loading._concat,
     "CONV_2D": _Loading._conv,
     "DEPTHWISE_CONV_2D": _Loading._depthwise,
     "DEQUANTIZE": _Loading._dequantize,
     "FULLY_CONNECTED": _Loading._fully_connected,
+    "GATHER": _Loading._gather,
     "HARD_SWISH": _Loading._hard_swish,
     "LOGISTIC": _Loading._logistic,
     "MAX_POOL_2D": _Loading._max_pool,
