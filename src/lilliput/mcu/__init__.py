@@ -6,6 +6,7 @@ from lilliput.mcu.codegen import emit_c
 from lilliput.mcu.firmware import Firmware, Receipt
 from lilliput.mcu.plan import Plan, Step, plan
 from lilliput.mcu.toolchain import Toolchain, find_toolchain, probe
+from lilliput.quantize.tflite import load_tflite
 
 __all__ = [
     "BOARDS",
@@ -19,6 +20,7 @@ __all__ = [
     "Toolchain",
     "emit_c",
     "find_toolchain",
+    "load_tflite",
     "pack",
     "plan",
     "probe",

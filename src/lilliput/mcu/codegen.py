@@ -6,6 +6,7 @@ write is fixed here: one arena, a scratch buffer where its gaps are too small, c
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -178,7 +179,9 @@ def _model_c(plan: Plan, calls: list[tuple[str, str, KernelCall]]) -> str:
     lines += ["", f"int8_t *ll_model_input(void) {{ return ll_arena + {plan.offsets[graph.input]}; }}", ""]
     lines += [f"const int8_t *ll_model_output(void) {{ return ll_arena + {plan.offsets[graph.outputs[0]]}; }}", ""]
     lines.append("void ll_model_run(void) {")
-    lines += [f"    {call.function}(&call{index}, {arguments});" for index, (_, arguments, call) in enumerate(calls)]
+    names = [step.output for step in plan.steps if not step.is_alias]
+    for index, (name, (_, arguments, call)) in enumerate(zip(names, calls, strict=True)):
+        lines += [f"    {call.function}(&call{index}, {arguments});", f"    LL_STEP({json.dumps(name)});"]
     return "\n".join([*lines, "}", ""])
 
 

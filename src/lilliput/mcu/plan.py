@@ -201,11 +201,15 @@ class Plan:
 
         return emit_c(self, directory, target, vectors)
 
-    def table(self) -> str:
-        """One line a step, and the totals: for people."""
+    def table(self, op_instructions: Mapping[str, float] | None = None) -> str:
+        """One line a step, and the totals: for people.
+
+        Args:
+            op_instructions: those of a :class:`Receipt`, to be shown beside each step's multiply-accumulates.
+        """
         from lilliput.mcu.listing import table
 
-        return table(self)
+        return table(self, op_instructions)
 
 
 def plan(

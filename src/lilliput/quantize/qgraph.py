@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -295,6 +296,22 @@ class QuantizedGraph:
             )
         of = self.tensors[tensor if tensor is not None else self.outputs[0]]
         return channels_first(of.dequantize(np.asarray(codes)))
+
+    def save_tflite(self, path: str | Path) -> Path:
+        """Write a TensorFlow Lite file whose reference kernels, in TensorFlow Lite Micro and in LiteRT, give this graph's own bytes.
+
+        Args:
+            path: of the new file, usually ``NAME.tflite``. It appears whole or not at all.
+        Returns:
+            The path.
+        Raises:
+            ConfigError: something is at the path already.
+            DataError: the file cannot be written there.
+            UnsupportedOpError: an operation for which the format has no equal, by name and module.
+        """
+        from lilliput.quantize.tflite.save import save_tflite
+
+        return save_tflite(self, path)
 
     @cached_property
     def op_macs(self) -> Mapping[str, int]:

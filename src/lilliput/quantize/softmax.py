@@ -25,6 +25,8 @@ DIFFERENCE_INTEGER_BITS = 5
 SUM_INTEGER_BITS = 12
 ONE = INT32_MAX
 """1.0 in Q0.31, as near as it gets."""
+Q2_ONE = 1 << 29
+"""1.0 in Q2.29."""
 EXP_OF_MINUS_POWER = {
     -2: 1672461947,
     -1: 1302514674,
@@ -70,14 +72,16 @@ def quantize_multiplier_wide(real: float) -> tuple[int, int]:
     return multiplier, shift + 2
 
 
-def exp_on_negative_values(a: Raw) -> Raw:
-    """exp of Q5.26 numbers <= 0, in Q0.31: a polynomial on [-1/4, 0), times exp(-2**k) for each further bit that is set."""
-    fraction_bits = 31 - DIFFERENCE_INTEGER_BITS
+def exp_on_negative_values(a: Raw, integer_bits: int = DIFFERENCE_INTEGER_BITS) -> Raw:
+    """exp of Q5.26 numbers <= 0 (or of another split), in Q0.31: a polynomial on [-1/4, 0), times exp(-2**k) for each further bit set."""
+    fraction_bits = 31 - integer_bits
     quarter = 1 << (fraction_bits - 2)
     within = (a & (quarter - 1)) - quarter
-    result = _exp_between_minus_quarter_and_zero(_saturating_shift_left(within, DIFFERENCE_INTEGER_BITS))
+    result = _exp_between_minus_quarter_and_zero(_saturating_shift_left(within, integer_bits))
     remainder = within - a
     for power, factor in EXP_OF_MINUS_POWER.items():
+        if power >= integer_bits:
+            continue
         is_set = (remainder & (1 << (fraction_bits + power))) != 0
         result = np.where(is_set, saturating_rounding_doubling_high_mul(result, factor), result)
     return np.where(a == 0, ONE, result)
@@ -87,7 +91,7 @@ def reciprocal(total: Raw) -> tuple[Raw, Raw]:
     """1 / total for Q12.19 totals >= 1: a Q0.31 number in (1/2, 1] and by how many bits it is still to be divided."""
     leading_zeros = 31 - np.floor(np.log2(total.astype(np.float64))).astype(np.int64)
     above_one = (total << leading_zeros) - (1 << 31)
-    return _one_over_one_plus(above_one), SUM_INTEGER_BITS - leading_zeros
+    return one_over_one_plus(above_one), SUM_INTEGER_BITS - leading_zeros
 
 
 def _exp_between_minus_quarter_and_zero(a: Raw) -> Raw:
@@ -102,16 +106,26 @@ def _exp_between_minus_quarter_and_zero(a: Raw) -> Raw:
     return exp_of_minus_eighth + times(x + series, exp_of_minus_eighth)
 
 
-def _one_over_one_plus(a: Raw) -> Raw:
-    """1 / (1 + a) for a in [0, 1), Q0.31, by Newton-Raphson from the line 48/17 - 32/17 d."""
+def one_over_one_plus(a: Raw) -> Raw:
+    """1 / (1 + a) for a in [0, 1), Q0.31."""
+    return _saturating_shift_left(_twice_one_over_one_plus(a), 1)
+
+
+def one_minus_over_one_plus(a: Raw) -> Raw:
+    """(1 - a) / (1 + a) for a in [0, 1), Q0.31: 2 / (1 + a) - 1."""
+    return _saturating_shift_left(_twice_one_over_one_plus(a) - Q2_ONE, 2)
+
+
+def _twice_one_over_one_plus(a: Raw) -> Raw:
+    """2 / (1 + a), Q2.29, by Newton-Raphson from the line 48/17 - 32/17 d."""
     times = saturating_rounding_doubling_high_mul
-    q2_48_over_17, q2_minus_32_over_17, q2_one = 1515870810, -1010580540, 1 << 29
+    q2_48_over_17, q2_minus_32_over_17 = 1515870810, -1010580540
     half_denominator = (a + ONE + 1) >> 1
     x = q2_48_over_17 + times(half_denominator, q2_minus_32_over_17)
     for _ in range(3):
-        error = q2_one - times(half_denominator, x)
+        error = Q2_ONE - times(half_denominator, x)
         x = x + _saturating_shift_left(times(x, error), 2)
-    return _saturating_shift_left(x, 1)
+    return x
 
 
 def _saturating_shift_left(x: Raw, bits: int) -> Raw:

@@ -42,7 +42,7 @@ def verify(graph: QuantizedGraph) -> None:
             _require(name in known and name in graph.tensors, f"{where} reads '{name}' before it is made")
         _require(op.name not in known and op.name in graph.tensors, f"{where} is made twice or has no tensor")
         known.add(op.name)
-        _verify_op(op, [graph.tensors[name] for name in op.inputs], graph.tensors[op.name], where)
+        verify_op(op, [graph.tensors[name] for name in op.inputs], graph.tensors[op.name], where)
     for name in (graph.input, *graph.outputs):
         _require(
             name in graph.tensors and name in known,
@@ -52,7 +52,8 @@ def verify(graph: QuantizedGraph) -> None:
     _require(not extra, f"integer graph '{graph.name}': tensors {sorted(extra)} are made by no operation")
 
 
-def _verify_op(op: QOp, inputs: Sequence[QTensor], output: QTensor, where: str) -> None:
+def verify_op(op: QOp, inputs: Sequence[QTensor], output: QTensor, where: str) -> None:
+    """Check one operation against its tensors; ``where`` begins the message."""
     least, most = _INPUTS.get(type(op), (1, 1))
     _require(least <= len(op.inputs) <= most, f"{where} has {len(op.inputs)} inputs; takes {least}")
     rule = _SHAPES.get(type(op))
@@ -88,7 +89,8 @@ def accumulator_bound(op: q.Conv2d | q.Linear) -> np.ndarray:
 
 
 def _verify_fits(bound: np.ndarray, shift: np.ndarray, where: str) -> None:
-    raised = np.asarray(bound, dtype=np.int64) << np.maximum(np.asarray(shift, dtype=np.int64), 0)
+    # In floats, exactly, since a sum of this size shifted by 30 would leave int64 too.
+    raised = np.asarray(bound, dtype=np.float64) * 2.0 ** np.maximum(np.asarray(shift, dtype=np.int64), 0)
     worst = int(np.argmax(raised))
     _require(
         int(raised[worst]) < 2**31,

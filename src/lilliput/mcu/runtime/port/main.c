@@ -15,6 +15,10 @@ int main(void) {
     for (uint32_t inference = 0; inference < inferences; inference++) {
         if (!ll_read(input, ll_model_input(), LL_MODEL_INPUT_BYTES)) return LL_EXIT_INPUT;
         const uint64_t start = ll_ticks();
+#ifdef LL_PROFILE
+        ll_profile_step();
+        ll_profile_step(); /* nothing lies between these two: what the readings themselves take */
+#endif
         ll_call_model();
         const uint64_t ticks = ll_ticks() - start;
         if (!ll_stack_guard_is_whole()) return LL_EXIT_STACK_OVERRUN;
