@@ -19,7 +19,7 @@ from lilliput.quantize.tflite.model import read_model
 from lilliput.quantize.tflite.tables import logistic_table
 from mcu.networks import Network, random_network
 from quantize.networks import FAMILIES, prepared
-from quantize.tflite_runtimes import RUNTIMES, litert, micro, shared_model
+from quantize.tflite_runtimes import RUNTIMES, shared_model
 
 
 def outputs(graph: QuantizedGraph, x: np.ndarray) -> list[np.ndarray]:
@@ -85,21 +85,10 @@ def test_random_networks_run_alike_in_both_runtimes_and_when_read_back(seed: int
     assert_same_everywhere(coherent(random_network(seed)), tmp_path, samples=2)
 
 
-@pytest.mark.parametrize("name", ["vww_96_int8", "pretrainedResnet_quant", "kws_ref_model"])
+@pytest.mark.parametrize("name", ["vww_96_int8", "pretrainedResnet_quant", "kws_ref_model", "ad01_int8"])
 def test_a_trained_model_survives_being_read_and_written(name: str, tmp_path: Path) -> None:
+    """Written anew, the anomaly detector is the same in both runtimes too: its layers are then convolutions."""
     assert_same_everywhere(load_tflite(shared_model(name)), tmp_path)
-
-
-def test_fully_connected_layers_of_a_file_stay_so_where_no_convolution_has_their_multiplier(tmp_path: Path) -> None:
-    """Their multiplier is a float32 product. Micro gives our bytes; LiteRT's kernel rounds once, as with the original file."""
-    original = shared_model("ad01_int8")
-    graph = load_tflite(original)
-    path = graph.save_tflite(tmp_path / "ad01.tflite")
-    x = random_codes(graph, 4)
-    assert "FULLY_CONNECTED" in operators(path)
-    np.testing.assert_array_equal(micro(path.read_bytes(), x)[0], graph.run(x))
-    off = np.abs(litert(path.read_bytes(), x)[0].astype(int) - graph.run(x).astype(int))
-    assert off.max() <= 2
 
 
 def test_a_lookup_of_any_function_becomes_a_gather(tmp_path: Path) -> None:
