@@ -217,6 +217,18 @@ def test_scales_are_multiplied_in_double(layer: str, tmp_path: Path) -> None:
     equal_in_both(file.content([x], [y]), tmp_path, exact=("tflite-micro", "litert") if is_conv else ("tflite-micro",))
 
 
+def test_a_product_of_scales_is_made_in_double_as_in_micro(tmp_path: Path) -> None:
+    """The same scales in a MUL: Micro's multiplier is a hair below 1/2, LiteRT's is 1/2, and a product of -1 tells them apart."""
+    file = TfliteFile()
+    x, other, y = (file.tensor((1, 4), *of) for of in ((1 + 2.0**-14, 0), ((1 - 2.0**-14) / 2, 2), (1.0, 0)))
+    file.operator("RESHAPE", [x, file.constant([1, 4])], other, 17)
+    file.operator("MUL", [x, other], y, 21)
+    content, one = file.content([x], [y]), np.ones((1, 4), dtype=np.int8)
+    assert (micro(content, one)[0] == -1).all()
+    assert (litert(content, one)[0] == 0).all()
+    assert (loaded(content, tmp_path).run(one) == -1).all()
+
+
 @pytest.mark.parametrize("activation", [0, 1, 2, 3])
 def test_additions_and_products(activation: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(activation)
