@@ -258,6 +258,24 @@ def _random_depthwise(rng: np.random.Generator) -> Iterator[Case]:
     )
 
 
+def _random_square_depthwise(rng: np.random.Generator) -> Iterator[Case]:
+    """Every length of the row's rest is as likely as any other."""
+    for taps in (3, 5, 7):
+        channels, stride = int(rng.integers(2, 6)), (int(rng.integers(1, 4)), int(rng.integers(1, 3)))
+        size = (int(rng.integers(taps, taps + 9)), int(rng.integers(taps, taps + 16)))
+        padding = tuple(int(each) for each in rng.integers(0, taps, 4))
+        yield conv(
+            rng,
+            (*size, channels),
+            channels,
+            (taps,) * 2,
+            stride,
+            padding=padding,
+            groups=channels,
+            label="square depthwise",
+        )
+
+
 def _random_linear(rng: np.random.Generator) -> Iterator[Case]:
     for rows in (1, int(rng.integers(2, 6))):
         inner, out = int(rng.choice([1, 3, 4, 7, 16, 65, 300, int(rng.integers(1, 80))])), int(rng.integers(1, 20))
@@ -369,6 +387,7 @@ FAMILIES = (
     _random_mean,
     _random_softmax,
     _random_movement,
+    _random_square_depthwise,
 )
 
 

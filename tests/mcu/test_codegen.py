@@ -211,3 +211,22 @@ def test_generated_c_of_three_tiny_networks_is_as_reviewed(name, tmp_path, reque
 def test_no_stray_build_products_in_the_package():
     root = Path(__file__).parents[2] / "src" / "lilliput" / "mcu" / "runtime"
     assert shutil.which("git") is None or not list(root.rglob("*.o"))
+
+
+@needs_gcc_qemu
+def test_a_profile_names_every_step_and_its_names_cost_the_firmware_nothing(small, tmp_path):
+    made, codes = small
+    firmware = made.emit_c(tmp_path / "firmware")
+    receipt = firmware.run(codes[:2], toolchain="gcc-qemu", profile=True)
+    assert list(receipt.op_instructions) == [step.output for step in made.steps if not step.is_alias]
+    assert min(receipt.op_instructions.values()) > 0
+    resolution = receipt.resolution_instructions + len(receipt.op_instructions) * receipt.op_resolution_instructions
+    assert abs(sum(receipt.op_instructions.values()) - receipt.instructions) <= resolution
+    listing = made.table(receipt.op_instructions)
+    assert all(f" {count:,.0f} " in listing for count in receipt.op_instructions.values())
+
+    bare = made.emit_c(tmp_path / "bare")
+    model = tmp_path / "bare" / "model.c"
+    model.write_text(re.sub(r"\n    LL_STEP\(.*\);", "", model.read_text()))
+    images = [each.build("mps2-an386", "gcc-qemu").path.read_bytes() for each in (firmware, bare)]
+    assert images[0] == images[1]

@@ -305,3 +305,70 @@ def test_make_host_run_passes_and_make_refuses_an_unknown_board(project_with_vec
     refused = make(project_with_vectors, "BOARD=uno")
     assert refused.returncode != 0
     assert "BOARD=uno: must be one of mps2-an386 mps2-an500 netduinoplus2" in refused.stderr
+
+
+PROFILED = pytest.mark.parametrize(
+    ("board", "toolchain"),
+    [
+        ("mps2-an386", "gcc-qemu"),
+        ("mps2-an386", "zig-qemu"),
+        ("mps2-an386", "gcc-unicorn"),
+        ("netduinoplus2", "gcc-qemu"),
+        ("netduinoplus2", "zig-unicorn"),
+    ],
+)
+
+
+@PROFILED
+def test_a_profile_counts_a_known_loop_in_the_step_that_runs_it(dummy, board, toolchain):
+    needs(board, toolchain)
+    turns = (1, 2, 1000, 6_000_000)  # the last takes the timer through more than one wrap
+    receipts = [dummy.run(misbehaving("spin", n), board, toolchain, profile=True) for n in turns]
+    assert list(receipts[0].op_instructions) == ["misbehaviour", 'dot "products"']
+    for n, receipt in zip(turns, receipts, strict=True):
+        spins, dots = (
+            receipt.op_instructions[name] - receipts[0].op_instructions[name] for name in receipt.op_instructions
+        )
+        assert abs(spins - 6 * (n - 1)) <= receipt.op_resolution_instructions
+        assert abs(dots) <= receipt.op_resolution_instructions
+    assert receipts[0].op_resolution_instructions == (0 if "unicorn" in toolchain else 16)
+
+
+@PROFILED
+def test_the_steps_of_a_profile_sum_to_the_firmwares_own_count(dummy, dummy_inputs, board, toolchain):
+    needs(board, toolchain)
+    receipt = dummy.run(dummy_inputs, board, toolchain, profile=True)
+    # What lies outside every step: the return from the model, and what the compiler moves across a call.
+    outside, resolution = 8, receipt.resolution_instructions + 2 * receipt.op_resolution_instructions
+    assert abs(sum(receipt.op_instructions.values()) - receipt.instructions) <= outside + resolution
+
+
+def test_a_profile_changes_no_other_figure(dummy, dummy_inputs):
+    needs("mps2-an386", "gcc-qemu")
+    plain, profiled = (dummy.run(dummy_inputs, toolchain="gcc-qemu", profile=each) for each in (False, True))
+    for name in ("instructions", "stack_bytes", "bss_bytes", "sram_bytes", "flash_bytes", "flash_symbols"):
+        assert getattr(plain, name) == getattr(profiled, name), name
+    assert (plain.op_instructions, plain.op_resolution_instructions) == ({}, None)
+
+
+def test_a_profile_whose_outputs_differ_is_not_believed(tmp_path, dummy_inputs):
+    needs("mps2-an386", "gcc-qemu")
+    firmware = make_dummy(tmp_path / "project")
+    model = tmp_path / "project" / "model.c"
+    model.write_text(model.read_text().replace("if (runs++ == 0)", "if (sizeof(LL_STEP_KIND) == 1)"))
+    model.write_text(
+        "#ifdef LL_PROFILE\n#define LL_STEP_KIND char\n#else\n#define LL_STEP_KIND int\n#endif\n" + model.read_text()
+    )
+    with pytest.raises(ToolchainError, match="gives other outputs in its profile build"):
+        firmware.run(dummy_inputs, toolchain="gcc-qemu", profile=True)
+
+
+def test_a_profile_needs_a_chip_and_named_steps(tmp_path, dummy, dummy_inputs):
+    with pytest.raises(ConfigError, match="profile=True for board 'host': the host counts no instructions"):
+        dummy.run(dummy_inputs, "host", profile=True)
+    needs("mps2-an386", "gcc-qemu")
+    firmware = make_dummy(tmp_path / "project")
+    model = tmp_path / "project" / "model.c"
+    model.write_text(re.sub(r"\n    LL_STEP\(.*\);", "", model.read_text()))
+    with pytest.raises(DataError, match=r"names no steps \(LL_STEP\)"):
+        firmware.run(dummy_inputs, toolchain="gcc-qemu", profile=True)

@@ -26,7 +26,8 @@ from mcu.kernel_project import numbers, write_project
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler `cc` on this computer")
 
 FUNCTIONS = (
-    *("ll_conv", "ll_conv_1x1", "ll_conv_add", "ll_conv_1x1_add", "ll_depthwise", "ll_depthwise_3x3", "ll_linear"),
+    *("ll_conv", "ll_conv_1x1", "ll_conv_add", "ll_conv_1x1_add", "ll_linear"),
+    *("ll_depthwise", "ll_depthwise_3x3", "ll_depthwise_5x5", "ll_depthwise_7x7"),
     *("ll_add", "ll_mul", "ll_avg_pool", "ll_max_pool", "ll_mean", "ll_softmax", "ll_lookup"),
     *("ll_pad", "ll_copy", "ll_upsample_nearest", *(f"ll_concat_{count}" for count in range(1, 9))),
 )
@@ -68,7 +69,14 @@ def test_the_cases_reach_every_way_through_the_kernels(cases: list[Case]) -> Non
     for function in ("ll_conv", "ll_conv_1x1", "ll_linear"):
         for paired in (0, 1):
             assert any(f == function and f".is_paired = {paired}" in p for f, p in params), (function, paired)
-    for function in ("ll_conv", "ll_conv_1x1", "ll_linear", "ll_depthwise", "ll_depthwise_3x3", "ll_mul"):
+    squares = tuple(f"ll_depthwise_{taps}x{taps}" for taps in (3, 5, 7))
+    ways = {
+        (case.call.function, case.op.stride[1], case.tensors["y"].shape[1] % 4)
+        for case in cases
+        if case.call.function in squares
+    }
+    assert ways == {(function, stride, rest) for function in squares for stride in (1, 2) for rest in range(4)}
+    for function in ("ll_conv", "ll_conv_1x1", "ll_linear", "ll_depthwise", *squares, "ll_mul"):
         for plain in (0, 1):
             assert any(f == function and f".is_plain_scale = {plain}" in p for f, p in params), (function, plain)
     for half in (-1, 0, 1):
@@ -99,6 +107,8 @@ def test_in_place_and_fused_runs_are_among_the_cases_of_every_kernel_that_allows
         "ll_conv_1x1",
         "ll_depthwise",
         "ll_depthwise_3x3",
+        "ll_depthwise_5x5",
+        "ll_depthwise_7x7",
         "ll_add",
         "ll_mul",
         "ll_avg_pool",

@@ -230,6 +230,7 @@ def _network(made: Deployment) -> Section:
 
 def _layers(made: Deployment) -> Section:
     plan = made.plan
+    counts = made.receipt.op_instructions if made.receipt is not None else {}
     rows = []
     for step in plan.steps:
         shape = "x".join(map(str, plan.qgraph.tensors[step.output].shape))
@@ -244,12 +245,14 @@ def _layers(made: Deployment) -> Section:
             kind,
             shape,
             step.macs,
+            *([round(counts[step.output]) if step.output in counts else None] if counts else []),
             step.live_bytes,
             step.scratch_bytes,
             ", ".join(notes),
         ]
         rows.append(row)
-    columns = ["layer", "operation", "output", "MACs", "bytes alive", "scratch", "decisions"]
+    counted = ["instructions"] if counts else []
+    columns = ["layer", "operation", "output", "MACs", *counted, "bytes alive", "scratch", "decisions"]
     return Section("layers", "Layer by layer", "", [Table("The plan, in running order", columns, rows)])
 
 

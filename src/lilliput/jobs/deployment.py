@@ -164,7 +164,7 @@ def deploy(config: BuildConfig, data: ImageData, model: nn.Module, run: Run) -> 
     receipt = None
     if config.board != "host":
         with run.step("run on the emulated chip"):
-            receipt = firmware.run(codes[emulated], board=config.board, toolchain=config.toolchain)
+            receipt = firmware.run(codes[emulated], board=config.board, toolchain=config.toolchain, profile=True)
     shutil.rmtree(directory / "build", ignore_errors=True)  # objects and images: anyone can make them again
     return Deployment(
         graph=graph,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.resources import files
-from math import ceil
+from math import ceil, log2
 
 from lilliput.errors import BudgetError, ConfigError
 
@@ -45,6 +45,11 @@ class Board:
     def is_host(self) -> bool:
         """Whether the code runs natively on this computer, so that no chip's memory or instruction count applies."""
         return not self.qemu_machine
+
+    @property
+    def profile_shift(self) -> int:
+        """The ``-icount`` shift (an instruction is ``2**shift`` nanoseconds) at which the timer ticks at least once an instruction."""
+        return ceil(log2(self.instructions_per_tick))
 
     @property
     def resolution_instructions(self) -> int:

@@ -27,6 +27,14 @@ from lilliput.mcu.toolchain import PIP_LINE, Tool, find_tool
 UNICORN = files("lilliput.mcu") / "runtime" / "unicorn"
 _STATS_MAGIC = 0x4C4C5354  # as in port.h, like the exit statuses below
 
+_CALIBRATIONS = 2
+"""Reports of a profile build before its steps: nothing lies between them."""
+_TIMER_PERIOD = 2**24
+_WRAP_INSTRUCTIONS = 12
+"""The handler that counts a wrap of the timer, with the way there and back."""
+_STEP_READING_INSTRUCTIONS = 4
+"""A tick at each end, of the step and of the calibration."""
+
 _STATUSES = {
     81: "HardFault",
     82: "MemManage fault",
@@ -66,20 +74,39 @@ class Emulation:
     """High-water mark of the painted stack: the model, main and start-up together."""
     stack_region_bytes: int
     """Room the stack had."""
+    step_instructions: Int64[np.ndarray, "inferences steps"] | None
+    """Of each step of the model, what the readings themselves take already off; ``None`` unless the image is a profile build."""
+    step_resolution_instructions: int
+    """How far each step's count may be from the truth."""
 
 
 def emulate(
-    image: Path, board: Board, emulator: Tool, inputs: bytes, *, inferences: int, timeout_seconds: float = 300.0
+    image: Path,
+    board: Board,
+    emulator: Tool,
+    inputs: bytes,
+    *,
+    inferences: int,
+    timeout_seconds: float = 300.0,
+    profiled_steps: int | None = None,
 ) -> Emulation:
     """Run all inputs through an image, once.
 
+    Args:
+        image: what to run.
+        board: where.
+        emulator: by what.
+        inputs: all inputs, one after the other.
+        inferences: how many inputs these are.
+        timeout_seconds: for all of them together.
+        profiled_steps: of a profile build, the number of steps that each inference reports.
     Raises:
         ToolchainError: the image faulted, overran its stack, did not end in time, or did not report; the message names which and where.
     """
     with tempfile.TemporaryDirectory(prefix="lilliput-") as name:
         directory = Path(name)
         (directory / "input.bin").write_bytes(inputs)
-        command = _command(image.resolve(), board, emulator, inferences)
+        command = _command(image.resolve(), board, emulator, inferences, profiled_steps)
         where = f"{image} on board {board.name} ({emulator})"
         try:
             done = subprocess.run(
@@ -103,19 +130,24 @@ def emulate(
                 f"{where} stopped after {_finished(directory)} of {inferences} inferences: "
                 f"{_cause(done.returncode, done.stderr, image)}; board='host' with sanitize=True may find the line"
             )
-        return _read(directory, board, emulator, inferences, where)
+        return _read(directory, board, emulator, inferences, where, profiled_steps)
 
 
-def _command(image: Path, board: Board, emulator: Tool, inferences: int) -> list[str]:
+def _command(
+    image: Path, board: Board, emulator: Tool, inferences: int, profiled_steps: int | None = None
+) -> list[str]:
     if emulator.name == "qemu":
+        shift = 0 if profiled_steps is None else board.profile_shift
         machine = ["-M", board.qemu_machine, "-nographic", "-monitor", "none", "-serial", "none"]
-        semihosting = ["-semihosting-config", "enable=on,target=native", "-icount", "shift=0"]
+        semihosting = ["-semihosting-config", "enable=on,target=native", "-icount", f"shift={shift}"]
         return [*emulator.command, *machine, *semihosting, "-kernel", str(image)]
     memories = [
         f"--flash={board.flash_origin:#x}:{board.flash_bytes}",
         f"--sram={board.sram_origin:#x}:{board.sram_bytes}",
     ]
     counting = [f"--counter={_block_counter(image.parent)}", f"--calls={inferences}"]
+    if profiled_steps is not None:
+        counting.append(f"--steps={inferences * (profiled_steps + _CALIBRATIONS)}")
     return [*emulator.command, str(UNICORN / "machine.py"), str(image), f"--cpu={board.cpu}", *memories, *counting]
 
 
@@ -168,7 +200,9 @@ def _cause(status: int, stderr: str, image: Path) -> str:
     return f"{text}{''.join(f', {cause}' for cause in causes)}, at {', '.join(places)}, sp {sp:#x}"
 
 
-def _read(directory: Path, board: Board, emulator: Tool, inferences: int, where: str) -> Emulation:
+def _read(
+    directory: Path, board: Board, emulator: Tool, inferences: int, where: str, profiled_steps: int | None
+) -> Emulation:
     stats, output = directory / "stats.bin", directory / "output.bin"
     words = np.frombuffer(stats.read_bytes(), "<u4") if stats.exists() else np.zeros(0, "<u4")
     if len(words) != 2 * inferences + 4 or words[-4] != _STATS_MAGIC or words[-3] != inferences:
@@ -177,7 +211,7 @@ def _read(directory: Path, board: Board, emulator: Tool, inferences: int, where:
         )
     if emulator.name == "qemu":
         ticks = words[:-4].reshape(-1, 2).astype(np.int64) @ np.array([1, 2**32], np.int64)
-        rate = board.instructions_per_tick
+        rate = board.instructions_per_tick / (1 if profiled_steps is None else 2**board.profile_shift)
         each = np.array([round(int(tick) * rate) for tick in ticks], np.int64)
         resolution = board.resolution_instructions
     else:
@@ -187,4 +221,37 @@ def _read(directory: Path, board: Board, emulator: Tool, inferences: int, where:
         raise ToolchainError(
             f"{where} counted {len(each)} runs of ll_model_run for {inferences} inferences; it must run once for each"
         )
-    return Emulation(output.read_bytes(), each, resolution, int(words[-2]), int(words[-1]))
+    steps, step_resolution = None, 0
+    if profiled_steps is not None:
+        steps, step_resolution = _read_profile(directory, board, emulator, inferences, profiled_steps, where)
+    return Emulation(output.read_bytes(), each, resolution, int(words[-2]), int(words[-1]), steps, step_resolution)
+
+
+def _read_profile(
+    directory: Path, board: Board, emulator: Tool, inferences: int, steps: int, where: str
+) -> tuple[Int64[np.ndarray, "inferences steps"], int]:
+    """Counts of the steps of each inference, and how far each may be from the truth.
+
+    Per inference the image makes ``steps + 2`` reports; between the first two lies nothing: their distance is what reporting adds.
+    """
+    reports = directory / "profile.bin"
+    words = np.frombuffer(reports.read_bytes() if reports.exists() else b"", "<u8")
+    if len(words) != 2 * inferences * (steps + _CALIBRATIONS):
+        raise ToolchainError(
+            f"{where} reported {len(words) // 2} steps for {inferences} inferences of {steps}; is model.c the code that was planned?"
+        )
+    rate = 1.0
+    if emulator.name == "qemu":
+        rate = float(board.instructions_per_tick) / 2**board.profile_shift
+    else:
+        words = np.frombuffer((directory / "steps.bin").read_bytes(), "<u8")
+        words = np.concatenate(
+            [words[:1], words[:-1]]
+        )  # counted when a step ends and when one begins; the first has no beginning
+    began, ended = words.reshape(inferences, -1, 2).astype(np.int64).transpose(2, 0, 1)
+    spans = np.rint((ended - began)[:, 1:] * rate).astype(np.int64)
+    counts = spans[:, 1:] - spans[:, :1]
+    if emulator.name != "qemu":
+        return counts, 0
+    wraps = 1 + int(counts.max(initial=0) / rate) // _TIMER_PERIOD
+    return counts, _STEP_READING_INSTRUCTIONS + wraps * _WRAP_INSTRUCTIONS

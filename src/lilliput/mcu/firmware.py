@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ from jaxtyping import Int8, Int64
 from lilliput.errors import ConfigError, DataError, ToolchainError
 from lilliput.mcu.boards import Board, find_board
 from lilliput.mcu.elf import image_sizes, variable_bytes
-from lilliput.mcu.emulator import emulate
+from lilliput.mcu.emulator import Emulation, emulate
 from lilliput.mcu.image import Image, build_image
 from lilliput.mcu.toolchain import Toolchain, find_toolchain
 
@@ -39,6 +40,11 @@ class Receipt:
     instructions_each: Int64[np.ndarray, " inferences"] | None
     resolution_instructions: int | None
     """How far each count may be from the truth; 0 is exact."""
+    op_instructions: Mapping[str, float]
+    """Of each step of the model, by the tensor it makes, in running order; one inference, mean over all. Measured in a profile build that
+    differs in nothing but a reading of the clock after each step; empty unless the run was asked for it."""
+    op_resolution_instructions: int | None
+    """How far each of these may be from the truth; 0 is exact."""
     arena_bytes: int | None
     scratch_bytes: int | None
     stack_bytes: int | None
@@ -98,6 +104,7 @@ class Firmware:
         toolchain: str = "auto",
         *,
         sanitize: bool = False,
+        profile: bool = False,
         timeout_seconds: float = 300.0,
     ) -> Receipt:
         """Run int8 inputs through the firmware.
@@ -107,6 +114,8 @@ class Firmware:
             board: where to; ``host`` runs the same C natively.
             toolchain: ``auto``, or one by name, as ``gcc-qemu`` or ``zig-unicorn``.
             sanitize: host only; undefined behaviour in the C code ends the run with a ToolchainError.
+            profile: boards only; a second image counts the instructions of each step (:attr:`Receipt.op_instructions`). All other
+                figures are those of the firmware itself.
             timeout_seconds: for all inputs together.
         Raises:
             DataError: x has another shape or dtype.
@@ -115,12 +124,15 @@ class Firmware:
         """
         codes = self._codes(x)
         target, tools = _target(board, toolchain, sanitize)
+        if profile and target.is_host:
+            raise ConfigError("profile=True for board 'host': the host counts no instructions; try board='mps2-an386'")
         image = build_image(self.directory, target, tools, sanitize=sanitize)
         if target.is_host:
             return self._run_on_host(codes, image, tools, timeout_seconds, sanitize)
         done = emulate(
             image.path, target, tools.emulator, codes.tobytes(), inferences=len(codes), timeout_seconds=timeout_seconds
         )
+        ops, op_resolution = self._profile(codes, done, target, tools, timeout_seconds) if profile else ({}, None)
         sizes = image_sizes(image.path, image.objects, target.flash_origin)
         exact = "exact, every block of the guest's code counted"
         by_timer = f"SysTick under -icount shift=0, to within {done.resolution_instructions} instructions"
@@ -134,6 +146,8 @@ class Firmware:
             instructions=float(done.instructions_each.mean()),
             instructions_each=done.instructions_each,
             resolution_instructions=done.resolution_instructions,
+            op_instructions=MappingProxyType(ops),
+            op_resolution_instructions=op_resolution,
             arena_bytes=sizes.arena_bytes,
             scratch_bytes=sizes.scratch_bytes,
             stack_bytes=done.stack_bytes,
@@ -144,6 +158,30 @@ class Firmware:
             flash_parts=MappingProxyType(dict(sizes.flash_parts)),
             flash_symbols=MappingProxyType(dict(sizes.flash_symbols)),
         )
+
+    def _profile(
+        self, codes: np.ndarray, done: Emulation, board: Board, tools: Toolchain, timeout_seconds: float
+    ) -> tuple[dict[str, float], int]:
+        """Instructions of each step, by the tensor it makes, and their resolution."""
+        names = _step_names(self.directory)
+        image = build_image(self.directory, board, tools, profile=True)
+        profiled = emulate(
+            image.path,
+            board,
+            tools.emulator,
+            codes.tobytes(),
+            inferences=len(codes),
+            timeout_seconds=timeout_seconds,
+            profiled_steps=len(names),
+        )
+        if profiled.output != done.output:
+            raise ToolchainError(
+                f"firmware '{self.name}' gives other outputs in its profile build on board {board.name} ({tools}); "
+                "its counts would be those of another program"
+            )
+        assert profiled.step_instructions is not None
+        means = profiled.step_instructions.mean(axis=0)
+        return dict(zip(names, means.tolist(), strict=True)), profiled.step_resolution_instructions
 
     def _codes(self, x: Any) -> Int8[np.ndarray, "inferences ..."]:
         expected = (
@@ -205,6 +243,8 @@ class Firmware:
             instructions=None,
             instructions_each=None,
             resolution_instructions=None,
+            op_instructions=MappingProxyType({}),
+            op_resolution_instructions=None,
             arena_bytes=variables.get("ll_arena"),
             scratch_bytes=variables.get("ll_scratch"),
             stack_bytes=None,
@@ -228,6 +268,17 @@ def _shape(directory: Path, macro: str) -> tuple[int, ...]:
     total = int(found[1])
     shape = tuple(int(length) for length in found[2].split(" x ")) if found[2] else (total,)
     return shape if prod(shape) == total else (total,)
+
+
+def _step_names(directory: Path) -> list[str]:
+    """The tensors that the model's steps make, in running order."""
+    model = (directory / "model.c").read_text()
+    names = [json.loads(name) for name in re.findall(r'LL_STEP\(("(?:[^"\\]|\\.)*")\);', model)]
+    if not names:
+        raise DataError(
+            f"{directory / 'model.c'} names no steps (LL_STEP), so there is nothing to profile; write the project again with Plan.emit_c"
+        )
+    return names
 
 
 def _target(board: str, toolchain: str, sanitize: bool) -> tuple[Board, Toolchain]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lilliput.errors import BudgetError, DataError, ToolchainError
 from lilliput.mcu import object_cache
-from lilliput.mcu.boards import Board
+from lilliput.mcu.boards import Board, linker_script
 from lilliput.mcu.toolchain import Tool, Toolchain
 
 COMMON_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-fno-math-errno", "-I.", "-Inn", "-Iport")
@@ -31,6 +31,7 @@ TARGET_FLAGS = (
     "-fno-asynchronous-unwind-tables",
     "-Iport/freestanding",
 )
+PROFILE_FLAGS = ("-DLL_PROFILE",)
 UNDEFINED_FLAGS = ("-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined")
 
 
@@ -49,23 +50,29 @@ def build_image(
     toolchain: Toolchain,
     *,
     sanitize: bool = False,
+    profile: bool = False,
 ) -> Image:
     """Compile and link the project in a directory, or find that it already is.
 
     Args:
         directory: an emitted project; its ``link/<board>.ld`` holds the image to the budget.
         sanitize: host only; undefined behaviour (and, where the compiler is GCC or Clang, an access outside an array) ends the run.
+        profile: boards only; each step of the model is followed by a reading of the clock. The kernels are the same objects; the image is
+            held to the board alone, as the readings take room that the budget does not foresee.
     Raises:
         BudgetError: the image does not fit; the message says which memory and by how many bytes.
         ToolchainError: the compiler or linker refuses; the message holds its first error.
         DataError: the directory holds no emitted project.
     """
-    sources = _sources(directory, board)
+    sources = _sources(directory, board, profile)
     compiler = toolchain.compiler
     compile_flags, link_flags = _flags(board, compiler, sanitize)
     script = "" if board.is_host else (directory / "link" / f"{board.name}.ld").read_text()
+    if profile:
+        script = linker_script(board, sram_bytes=None, flash_bytes=None)
     key = _key(directory, [*compile_flags, *link_flags, str(compiler), *compiler.command, script])
-    home = directory / "build" / f"{board.name}-{compiler.name}{'-sanitize' if sanitize else ''}"
+    kind = "-sanitize" if sanitize else "-profile" if profile else ""
+    home = directory / "build" / f"{board.name}-{compiler.name}{kind}"
     objects = {part: [home / _object_name(path) for path in paths] for part, paths in sources.items()}
     image = Image(home / ("image.elf" if not board.is_host else "image"), objects)
     if _is_built(image, key):
@@ -74,7 +81,8 @@ def build_image(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _compile(directory, partial, sources, [*compiler.c_command, *compile_flags], board, toolchain)
+        command = [*compiler.c_command, *compile_flags]
+        _compile(directory, partial, sources, command, board, toolchain, hooks=PROFILE_FLAGS if profile else ())
         if script:
             (partial / "board.ld").write_text(script)
         _link(directory, partial, image.path.name, sources, [*compiler.c_command, *link_flags], board, toolchain)
@@ -90,8 +98,9 @@ def build_image(
     return image
 
 
-def _sources(directory: Path, board: Board) -> dict[str, list[Path]]:
+def _sources(directory: Path, board: Board, profile: bool) -> dict[str, list[Path]]:
     port = ["host_main.c"] if board.is_host else ["startup.c", "semihosting.c", "libc.c", "main.c"]
+    port += ["profile.c"] if profile else []
     sources = {
         "weights": [Path("weights.c")],
         "model": [Path("model.c")],
@@ -149,7 +158,9 @@ def _compile(
     command: list[str],
     board: Board,
     toolchain: Toolchain,
+    hooks: tuple[str, ...],
 ) -> None:
+    """``hooks`` are flags for everything but the kernels."""
     kernels = set(sources["kernels"])
 
     def one(source: Path) -> tuple[Path, str | None]:
@@ -158,7 +169,8 @@ def _compile(
         if key is not None and object_cache.fetch(key, output):
             return source, None
         # Run in the project with relative names: nothing of this computer's paths ends up in an image.
-        done = _call([*command, "-c", str(source), "-o", str(output)], directory)
+        flags = () if source in kernels else hooks
+        done = _call([*command, *flags, "-c", str(source), "-o", str(output)], directory)
         if done.returncode != 0:
             return source, _first_error(done.stderr)
         if key is not None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lilliput.mcu.plan import Plan, Step
 
 
-def table(plan: Plan) -> str:
-    """One line a step, then arena, scratch, stack, flash and multiply-accumulates."""
-    rows = [("step", "module", "output", "MACs", "live B", "offset", "scratch B", "decisions")]
+def table(plan: Plan, op_instructions: Mapping[str, float] | None = None) -> str:
+    """One line a step, then arena, scratch, stack, flash and multiply-accumulates.
+
+    Args:
+        plan: what to list.
+        op_instructions: of a receipt; two columns more, the instructions of each step and how many these are per multiply-accumulate.
+    """
+    counted = ("instructions", "per MAC") if op_instructions else ()
+    rows: list[tuple[str, ...]] = [
+        ("step", "module", "output", "MACs", *counted, "live B", "offset", "scratch B", "decisions")
+    ]
     for step in plan.steps:
         tensor = plan.qgraph.tensors[step.output]
         rows.append(
@@ -20,6 +28,7 @@ def table(plan: Plan) -> str:
                 step.op.source or tensor.source or "-",
                 "x".join(map(str, tensor.shape)),
                 f"{step.macs:,}",
+                *(_counted(step, op_instructions) if op_instructions else ()),
                 f"{step.live_bytes:,}",
                 f"{plan.offsets[step.output]:,}",
                 f"{step.scratch_bytes:,}",
@@ -29,13 +38,20 @@ def table(plan: Plan) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
-            text.rjust(width) if 3 <= column <= 6 else text.ljust(width)
+            text.rjust(width) if 3 <= column < len(widths) - 1 else text.ljust(width)
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join([*lines, "", *_totals(plan)])
+
+
+def _counted(step: Step, op_instructions: Mapping[str, float]) -> tuple[str, str]:
+    instructions = op_instructions.get(step.output)
+    if instructions is None:  # a view: nothing to do
+        return "-", "-"
+    return f"{instructions:,.0f}", f"{instructions / step.macs:.2f}" if step.macs else "-"
 
 
 def _decisions(plan: Plan, step: Step) -> Iterator[str]:

@@ -26,13 +26,16 @@ def depthwise_scratch_bytes(
     dilation_w: Any = 1,
     multiplier: Any = 1,
 ) -> Any:
-    """Of a depthwise convolution: a ring of input rows in 16 bits and, except for plain 3x3, the filter in words."""
+    """Of a depthwise convolution: a ring of input rows in 16 bits, and the filter in words."""
     width = depthwise_ring_width(out_width, kernel_w, stride, dilation_w)
     rows = (kernel_h - 1) * dilation_h + 1
-    filter_bytes = 4 * (multiplier * kernel_h * -(-kernel_w // 2) + kernel_h)
-    return 2 * rows * width + filter_bytes * (
-        1 - depthwise_is_3x3(kernel_h, kernel_w, stride, dilation_h, dilation_w, multiplier)
-    )
+    is_square = depthwise_is_square(kernel_h, kernel_w, stride, dilation_h, dilation_w, multiplier)
+    # A square filter: its rows in pairs, at stride 1 also in pairs that start one tap later; all but one row twice.
+    row_words = (stride == 1) * (kernel_w - 1) + (stride != 1) * ((kernel_w + 1) // 2)
+    square_words = (2 * kernel_h - 1) * row_words
+    # Any other: its rows in pairs, and where each begins in the ring.
+    other_words = multiplier * kernel_h * -(-kernel_w // 2) + kernel_h
+    return 2 * rows * width + 4 * (is_square * square_words + (1 - is_square) * other_words)
 
 
 def depthwise_ring_width(out_width: Any, kernel_w: Any, stride: Any, dilation_w: Any = 1) -> Any:
@@ -41,9 +44,9 @@ def depthwise_ring_width(out_width: Any, kernel_w: Any, stride: Any, dilation_w:
     return (needed + 2) // 2 * 2
 
 
-def depthwise_is_3x3(
+def depthwise_is_square(
     kernel_h: Any, kernel_w: Any, stride: Any, dilation_h: Any = 1, dilation_w: Any = 1, multiplier: Any = 1
 ) -> Any:
-    """Whether the kernel for plain 3x3 windows takes it (1 or 0)."""
+    """Whether a kernel for plain windows of 3x3, 5x5 or 7x7 takes it (1 or 0)."""
     is_plain = (dilation_h == 1) & (dilation_w == 1) & (multiplier == 1) & (stride <= 2)
-    return ((kernel_h == 3) & (kernel_w == 3) & is_plain) * 1
+    return (((kernel_h == 3) | (kernel_h == 5) | (kernel_h == 7)) & (kernel_w == kernel_h) & is_plain) * 1

@@ -12,7 +12,7 @@ from lilliput.mcu.kernel_call import ConstantTable, KernelCall, Tensors, check_s
 from lilliput.mcu.packing import fold_zero_point, pack_weights, scale_constants
 from lilliput.mcu.scratch import (
     dense_scratch_bytes,
-    depthwise_is_3x3,
+    depthwise_is_square,
     depthwise_ring_width,
     depthwise_scratch_bytes,
 )
@@ -143,7 +143,7 @@ class _Ring:
 
     rows: int
     width: int
-    is_3x3: bool
+    is_square: bool
     scratch_bytes: int
 
 
@@ -154,7 +154,7 @@ def _ring(op: Conv2d, tensors: Tensors) -> _Ring:
     return _Ring(
         rows=(kernel_h - 1) * op.dilation[0] + 1,
         width=depthwise_ring_width(out_width, kernel_w, stride, op.dilation[1]),
-        is_3x3=bool(depthwise_is_3x3(kernel_h, kernel_w, stride, *op.dilation, multiplier)),
+        is_square=bool(depthwise_is_square(kernel_h, kernel_w, stride, *op.dilation, multiplier)),
         scratch_bytes=depthwise_scratch_bytes(out_width, kernel_h, kernel_w, stride, *op.dilation, multiplier),
     )
 
@@ -185,7 +185,7 @@ def _lower_depthwise(op: Conv2d, tensors: Tensors, symbol: str) -> KernelCall:
         | {"ring_w": ring.width, "ring_h": ring.rows}
     )
     constants = (ConstantTable(f"{symbol}_weights", "int8_t", weight.reshape(-1)), channels)
-    function = "ll_depthwise_3x3" if ring.is_3x3 else "ll_depthwise"
+    function = f"ll_depthwise_{kernel_h}x{kernel_w}" if ring.is_square else "ll_depthwise"
     macs = prod(result.shape) * kernel_h * kernel_w
     return KernelCall(function, "ll_depthwise_params", params, constants, ring.scratch_bytes, macs)
 

@@ -23,5 +23,7 @@ const int8_t *ll_model_output(void) { return ll_arena + 36; }
 
 void ll_model_run(void) {
     ll_conv(&call0, ll_arena + 0, ll_arena + 36, ll_scratch);
+    LL_STEP("relu_0");
     ll_mean(&call1, ll_arena + 36, ll_arena + 36, NULL);
+    LL_STEP("avg_pool_0");
 }

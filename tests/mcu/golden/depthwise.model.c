@@ -25,5 +25,7 @@ const int8_t *ll_model_output(void) { return ll_arena + 0; }
 
 void ll_model_run(void) {
     ll_depthwise_3x3(&call0, ll_arena + 0, ll_arena + 0, ll_scratch);
+    LL_STEP("relu6_0");
     ll_conv(&call1, ll_arena + 0, ll_arena + 0, ll_scratch);
+    LL_STEP("conv_1");
 }

@@ -16,4 +16,5 @@ const int8_t *ll_model_output(void) { return ll_arena + 0; }
 
 void ll_model_run(void) {
     ll_linear(&call0, ll_arena + 0, ll_arena + 0, NULL);
+    LL_STEP("linear_0");
 }

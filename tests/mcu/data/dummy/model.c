@@ -8,6 +8,13 @@
 
 #include "ll_nn.h"
 
+#ifdef LL_PROFILE
+void ll_profile_step(void);
+#define LL_STEP(name) ll_profile_step()
+#else
+#define LL_STEP(name) ((void)0)
+#endif
+
 extern const int8_t ll_weights[64];
 
 int8_t ll_arena[LL_MODEL_ARENA_BYTES];
@@ -85,7 +92,9 @@ void ll_model_run(void) {
         memset(ll_arena + 4, 0, sizeof amount); /* what follows must not depend on how much */
         misbehave(ll_arena[0], amount);
     }
+    LL_STEP("misbehaviour");
     memset(ll_scratch, 0, sizeof ll_scratch);
     ll_dot(ll_arena, ll_weights, ll_arena + 32, 4, 16);
+    LL_STEP("dot \"products\"");
     if (runs++ == 0) ll_arena[32] = 99; /* .data was not initialised */
 }

@@ -1,7 +1,7 @@
 /* Depthwise convolution, one channel after the other, from a ring of input rows widened to 16 bits in scratch.
  *
- * Scratch: ring_h rows of ring_w halfwords; for the general kernel then the channel's weights as halfwords (each kernel row padded to whole
- * pairs with 0) and where each kernel row starts. A row of the ring is a padded input row: the zero point left and right of the image, and
+ * Scratch: ring_h rows of ring_w halfwords, then the channel's filter as halfwords (each of its rows filled up to whole pairs) and, for
+ * the general kernel, where each kernel row starts. A row of the ring is a padded input row: the zero point left and right of the image, and
  * whole rows of it above and below. Rows enter the ring just before the first output row that needs them, so the output may overwrite the
  * input wherever it only covers rows that have entered (the generator checks this).
  */
@@ -14,18 +14,24 @@ LL_INLINE uint32_t ll_load1(const int16_t *from) { return (uint16_t)*from; }
 typedef struct {
     const ll_depthwise_params *p;
     int16_t *first, *end, *slot;
+    int32_t index;          /* of the slot */
     int32_t next;           /* padded row that enters next */
     int32_t before, inside; /* columns left of the image, and of the image, in a row */
 } ll_ring;
 
 /* The columns beside the image keep the zero point from here on. */
 static LL_NOINLINE ll_ring ll_new_ring(const ll_depthwise_params *p, int16_t *memory) {
-    ll_ring r = {p, memory, memory + (uint32_t)p->ring_h * p->ring_w, memory, 0, p->pad_left, 0};
+    ll_ring r = {p, memory, memory + (uint32_t)p->ring_h * p->ring_w, memory, 0, 0, p->pad_left, 0};
     r.inside = p->ring_w - p->pad_left;
     if (r.inside > p->in_w) r.inside = p->in_w;
     if (r.inside < 0) r.inside = 0, r.before = p->ring_w;
     for (int16_t *to = r.first; to != r.end; to++) *to = p->in_zero_point;
     return r;
+}
+
+LL_INLINE void ll_take_4(int16_t *to, const int8_t *from, ptrdiff_t step) {
+    to[0] = from[0], to[1] = from[step];
+    to[2] = from[2 * step], to[3] = from[3 * step];
 }
 
 /* Rows up to (not with) `end` enter; those before `start` are left out, as no output needs them any more. */
@@ -38,16 +44,14 @@ static LL_NOINLINE void ll_enter_rows(ll_ring *r, const int8_t *input, int32_t s
         if (y >= 0 && y < p->in_h) {
             ptrdiff_t step = p->in_c;
             const int8_t *from = input + (ptrdiff_t)y * p->in_w * step;
-            for (; stop - to >= 4; to += 4, from += 4 * step) {
-                to[0] = from[0], to[1] = from[step];
-                to[2] = from[2 * step], to[3] = from[3 * step];
-            }
+            for (; stop - to >= 8; to += 8, from += 8 * step) ll_take_4(to, from, step), ll_take_4(to + 4, from + 4 * step, step);
+            if (stop - to >= 4) ll_take_4(to, from, step), to += 4, from += 4 * step;
             for (; to != stop; from += step) *to++ = *from;
         } else {
             while (to != stop) *to++ = p->in_zero_point;
         }
-        r->slot += p->ring_w;
-        if (r->slot == r->end) r->slot = r->first;
+        r->slot += p->ring_w, r->index++;
+        if (r->slot == r->end) r->slot = r->first, r->index = 0;
     }
 }
 
@@ -68,79 +72,466 @@ LL_INLINE int8_t ll_code(const ll_scaling *s, const int32_t *constants, int32_t 
 
 LL_INLINE int ll_is_quick(const ll_scaling *s) { return s->is_plain_scale && s->lower == -128 && s->upper == 127; }
 
-/* What one output row of a 3x3 kernel needs. */
-typedef struct {
-    const int16_t *rows[3];
-    uint32_t w01[3], w12[3]; /* the first two and the last two taps of each kernel row */
-    const ll_scaling *scaling;
-    const int32_t *constants;
-    int32_t offset;
-    uint32_t step, count;
-} ll_job_3x3;
+/* Square kernels of 3, 5 or 7 taps a side, in blocks of four outputs of a row (two, or fewer of four, where a row ends).
+ *
+ * The filter lies behind the ring, k - 1 of its rows twice, so that k rows from the right one on go with the rows of the ring as they lie
+ * in memory, whichever slot is the oldest. A filter row of taps 0 1 2 3 4 is the words (0,1) (2,3) (3,4) and then, for horizontal stride 1,
+ * (1,2): outputs at even columns take the first two words and the high half of the third; those at odd columns, whose codes lie one halfword
+ * on, the low half of the first, the last word, and the third. Likewise for 3 and 7 taps. The last block may read past the ring's last
+ * row, by less than the filter behind it is long; what it computes from there is not stored. */
+typedef struct ll_square ll_square;
+typedef void (*ll_sums)(ll_square *job); /* in assembly these take registers that are not those of C */
 
-/* Two outputs at a time share their loads. */
-LL_INLINE void ll_row_3x3(const ll_job_3x3 *job, int8_t *output, int stride, int is_quick) {
-    const int16_t *r0 = job->rows[0], *r1 = job->rows[1], *r2 = job->rows[2];
-    const ll_scaling *s = job->scaling;
-    const int32_t own[3] = {job->constants[0], job->constants[1], job->constants[2]};
-    const uint32_t w01[3] = {job->w01[0], job->w01[1], job->w01[2]}, w12[3] = {job->w12[0], job->w12[1], job->w12[2]};
-    uint32_t step = job->step, count = job->count;
-    int32_t offset = job->offset;
-    for (; count >= 2; count -= 2, r0 += 2 * stride, r1 += 2 * stride, r2 += 2 * stride) {
-        int32_t a = 0, b = 0;
-        for (int i = 0; i < 3; i++) {
-            const int16_t *x = i == 0 ? r0 : i == 1 ? r1 : r2;
-            uint32_t x01 = ll_load2(x), x23 = ll_load2(x + 2);
-            a = ll_smlabt(x23, w12[i], ll_smlad(x01, w01[i], a));
-            if (stride == 1) b = ll_smlad(x23, w12[i], ll_smlatb(x01, w01[i], b));
-            else b = ll_smlabt(ll_load2(x + 4), w12[i], ll_smlad(x23, w01[i], b));
+/* What one output row needs. The assembly knows the offsets. */
+struct ll_square {
+    int32_t doubled_bias, multiplier, right, offset;
+    int8_t *output;
+    uint32_t step;
+    const int16_t *column;
+    const uint32_t *weights;
+    uint32_t blocks, rest; /* blocks of four outputs, and single outputs after them */
+    uint32_t block_bytes, row_bytes;
+    ll_sums block_sums, rest_sums;
+    int32_t sums[4];
+};
+
+/* Words of a filter row. */
+LL_INLINE int32_t ll_square_words(int32_t taps, int32_t stride) { return stride == 1 ? taps - 1 : (taps + 1) / 2; }
+
+#if LL_DSP
+/* By hand, as the registers are just enough: sums in r4 to r7, codes in r8 to r12, filter words in r2, r3 and where one is free.
+ *
+ * A function of sums gets r0: codes, r1: filter; the frame is [sp]: for its return address, [sp, #4]: row_bytes, [sp, #8]: the job. */
+__asm__(".pushsection .text.ll_square_macros, \"ax\", %progbits\n"
+        ".syntax unified\n"
+        ".thumb\n"
+        ".macro ll_dot is_first, kind, sum, codes, taps\n" /* the first product of a sum starts it */
+        ".if \\is_first\n"
+        ".ifc \\kind, d\n"
+        "smuad \\sum, \\codes, \\taps\n"
+        ".else\n"
+        "smul\\kind \\sum, \\codes, \\taps\n"
+        ".endif\n"
+        ".else\n"
+        "smla\\kind \\sum, \\codes, \\taps, \\sum\n"
+        ".endif\n"
+        ".endm\n"
+
+        ".macro ll_row_3_1_4 f\n"
+        "ldm r0, {r8, r9, r10}\n"
+        "ldrd r2, r3, [r1], #8\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, tb, r5, r8, r2\n"
+        "ll_dot \\f, d, r6, r9, r2\n"
+        "ll_dot \\f, tb, r7, r9, r2\n"
+        "smlabt r4, r9, r3, r4\n"
+        "smlad r5, r9, r3, r5\n"
+        "smlabt r6, r10, r3, r6\n"
+        "smlad r7, r10, r3, r7\n"
+        ".endm\n"
+        ".macro ll_row_3_1_2 f\n"
+        "ldrd r8, r9, [r0]\n"
+        "ldrd r2, r3, [r1], #8\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, tb, r5, r8, r2\n"
+        "smlabt r4, r9, r3, r4\n"
+        "smlad r5, r9, r3, r5\n"
+        ".endm\n"
+        ".macro ll_row_3_2_4 f\n"
+        "ldm r0, {r8, r9, r10, r11, r12}\n"
+        "ldrd r2, r3, [r1], #8\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, d, r5, r9, r2\n"
+        "ll_dot \\f, d, r6, r10, r2\n"
+        "ll_dot \\f, d, r7, r11, r2\n"
+        "smlabt r4, r9, r3, r4\n"
+        "smlabt r5, r10, r3, r5\n"
+        "smlabt r6, r11, r3, r6\n"
+        "smlabt r7, r12, r3, r7\n"
+        ".endm\n"
+        ".macro ll_row_3_2_2 f\n"
+        "ldm r0, {r8, r9, r10}\n"
+        "ldrd r2, r3, [r1], #8\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, d, r5, r9, r2\n"
+        "smlabt r4, r9, r3, r4\n"
+        "smlabt r5, r10, r3, r5\n"
+        ".endm\n"
+
+        ".macro ll_row_5_1_4 f\n"
+        "ldm r0, {r8, r9, r10, r11}\n"
+        "ldm r1!, {r2, r3, r12}\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, tb, r5, r8, r2\n"
+        "ll_dot \\f, d, r6, r9, r2\n"
+        "ll_dot \\f, tb, r7, r9, r2\n"
+        "smlad r4, r9, r3, r4\n"
+        "smlad r6, r10, r3, r6\n"
+        "ldr r3, [r1], #4\n"
+        "smlabt r4, r10, r12, r4\n"
+        "smlabt r6, r11, r12, r6\n"
+        "smlad r5, r9, r3, r5\n"
+        "smlad r7, r10, r3, r7\n"
+        "smlad r5, r10, r12, r5\n"
+        "smlad r7, r11, r12, r7\n"
+        ".endm\n"
+        ".macro ll_row_5_1_2 f\n"
+        "ldm r0, {r8, r9, r10}\n"
+        "ldm r1!, {r2, r3, r11, r12}\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, tb, r5, r8, r2\n"
+        "smlad r4, r9, r3, r4\n"
+        "smlad r5, r9, r12, r5\n"
+        "smlabt r4, r10, r11, r4\n"
+        "smlad r5, r10, r11, r5\n"
+        ".endm\n"
+        ".macro ll_row_5_2_4 f\n"
+        "ldm r0, {r8, r9, r10, r11}\n"
+        "ldm r1!, {r2, r3, r12}\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, d, r5, r9, r2\n"
+        "ll_dot \\f, d, r6, r10, r2\n"
+        "ll_dot \\f, d, r7, r11, r2\n"
+        "smlad r4, r9, r3, r4\n"
+        "smlad r5, r10, r3, r5\n"
+        "smlad r6, r11, r3, r6\n"
+        "ldrd r8, r9, [r0, #16]\n"
+        "smlabt r4, r10, r12, r4\n"
+        "smlabt r5, r11, r12, r5\n"
+        "smlabt r6, r8, r12, r6\n"
+        "smlad r7, r8, r3, r7\n"
+        "smlabt r7, r9, r12, r7\n"
+        ".endm\n"
+        ".macro ll_row_5_2_2 f\n"
+        "ldm r0, {r8, r9, r10, r11}\n"
+        "ldm r1!, {r2, r3, r12}\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, d, r5, r9, r2\n"
+        "smlad r4, r9, r3, r4\n"
+        "smlad r5, r10, r3, r5\n"
+        "smlabt r4, r10, r12, r4\n"
+        "smlabt r5, r11, r12, r5\n"
+        ".endm\n"
+
+        ".macro ll_row_7_1_4 f\n"
+        "ldm r0, {r8, r9, r10, r11, r12}\n"
+        "ldm r1!, {r2, r3, lr}\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, tb, r5, r8, r2\n"
+        "ll_dot \\f, d, r6, r9, r2\n"
+        "ll_dot \\f, tb, r7, r9, r2\n"
+        "smlad r4, r9, r3, r4\n"
+        "smlad r6, r10, r3, r6\n"
+        "smlad r4, r10, lr, r4\n"
+        "smlad r6, r11, lr, r6\n"
+        "ldm r1!, {r2, r3, lr}\n"
+        "smlabt r4, r11, r2, r4\n"
+        "smlabt r6, r12, r2, r6\n"
+        "smlad r5, r9, r3, r5\n"
+        "smlad r7, r10, r3, r7\n"
+        "smlad r5, r10, lr, r5\n"
+        "smlad r7, r11, lr, r7\n"
+        "smlad r5, r11, r2, r5\n"
+        "smlad r7, r12, r2, r7\n"
+        "ldr lr, [sp, #4]\n"
+        ".endm\n"
+        ".macro ll_row_7_1_2 f\n"
+        "ldm r0, {r8, r9, r10, r11}\n"
+        "ldm r1!, {r2, r3, r12}\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, tb, r5, r8, r2\n"
+        "smlad r4, r9, r3, r4\n"
+        "smlad r4, r10, r12, r4\n"
+        "ldm r1!, {r2, r3, r12}\n"
+        "smlabt r4, r11, r2, r4\n"
+        "smlad r5, r9, r3, r5\n"
+        "smlad r5, r10, r12, r5\n"
+        "smlad r5, r11, r2, r5\n"
+        ".endm\n"
+        ".macro ll_row_7_2_4 f\n"
+        "ldm r0, {r8, r9, r10, r11}\n"
+        "ldm r1!, {r2, r3, r12, lr}\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, d, r5, r9, r2\n"
+        "ll_dot \\f, d, r6, r10, r2\n"
+        "ll_dot \\f, d, r7, r11, r2\n"
+        "smlad r4, r9, r3, r4\n"
+        "smlad r5, r10, r3, r5\n"
+        "smlad r6, r11, r3, r6\n"
+        "smlad r4, r10, r12, r4\n"
+        "smlad r5, r11, r12, r5\n"
+        "smlabt r4, r11, lr, r4\n"
+        "ldrd r8, r9, [r0, #16]\n"
+        "ldr r10, [r0, #24]\n"
+        "smlabt r5, r8, lr, r5\n"
+        "smlad r6, r8, r12, r6\n"
+        "smlabt r6, r9, lr, r6\n"
+        "smlad r7, r8, r3, r7\n"
+        "smlad r7, r9, r12, r7\n"
+        "smlabt r7, r10, lr, r7\n"
+        "ldr lr, [sp, #4]\n"
+        ".endm\n"
+        ".macro ll_row_7_2_2 f\n"
+        "ldm r0, {r8, r9, r10, r11}\n"
+        "ldm r1!, {r2, r3, r7, r12}\n"
+        "ll_dot \\f, d, r4, r8, r2\n"
+        "ll_dot \\f, d, r5, r9, r2\n"
+        "ldr r8, [r0, #16]\n"
+        "smlad r4, r9, r3, r4\n"
+        "smlad r5, r10, r3, r5\n"
+        "smlad r4, r10, r7, r4\n"
+        "smlad r5, r11, r7, r5\n"
+        "smlabt r4, r11, r12, r4\n"
+        "smlabt r5, r8, r12, r5\n"
+        ".endm\n"
+
+        ".macro ll_sums taps, kind\n"
+        ".section .text.ll_sums_\\kind, \"ax\", %progbits\n"
+        ".p2align 2\n"
+        ".global ll_sums_\\kind\n"
+        ".type ll_sums_\\kind, %function\n"
+        "ll_sums_\\kind:\n"
+        "str lr, [sp]\n"
+        "ldr lr, [sp, #4]\n"
+        "ll_row_\\kind 1\n"
+        ".rept \\taps - 1\n"
+        "add r0, r0, lr\n"
+        "ll_row_\\kind 0\n"
+        ".endr\n"
+        "ldr pc, [sp]\n"
+        ".size ll_sums_\\kind, . - ll_sums_\\kind\n"
+        ".endm\n"
+        "ll_sums 3, 3_1_4\n"
+        "ll_sums 3, 3_1_2\n"
+        "ll_sums 3, 3_2_4\n"
+        "ll_sums 3, 3_2_2\n"
+        "ll_sums 5, 5_1_4\n"
+        "ll_sums 5, 5_1_2\n"
+        "ll_sums 5, 5_2_4\n"
+        "ll_sums 5, 5_2_2\n"
+        "ll_sums 7, 7_1_4\n"
+        "ll_sums 7, 7_1_2\n"
+        "ll_sums 7, 7_2_4\n"
+        "ll_sums 7, 7_2_2\n"
+        ".purgem ll_sums\n"
+        ".purgem ll_dot\n"
+        ".purgem ll_row_3_1_4\n"
+        ".purgem ll_row_3_1_2\n"
+        ".purgem ll_row_3_2_4\n"
+        ".purgem ll_row_3_2_2\n"
+        ".purgem ll_row_5_1_4\n"
+        ".purgem ll_row_5_1_2\n"
+        ".purgem ll_row_5_2_4\n"
+        ".purgem ll_row_5_2_2\n"
+        ".purgem ll_row_7_1_4\n"
+        ".purgem ll_row_7_1_2\n"
+        ".purgem ll_row_7_2_4\n"
+        ".purgem ll_row_7_2_2\n"
+
+        ".section .text.ll_square_row, \"ax\", %progbits\n"
+        ".p2align 2\n"
+        ".global ll_square_row\n"
+        ".type ll_square_row, %function\n"
+        ".macro ll_code sum\n" /* as ll_rescale_plain; r0 to r3 hold the four constants */
+        "add \\sum, r0, \\sum, lsl #1\n"
+        "smmulr \\sum, \\sum, r1\n"
+        "add \\sum, \\sum, \\sum, asr #31\n"
+        "add \\sum, \\sum, r3\n"
+        "asr \\sum, \\sum, r2\n"
+        "ssat \\sum, #8, \\sum\n"
+        ".endm\n"
+        "ll_square_row:\n"
+        "push {r0, r4-r11, lr}\n"
+        "ldr r3, [r0, #44]\n"
+        "push {r2, r3}\n" /* the return address goes over r2 */
+        "mov r12, r0\n"
+        "ldr r2, [r12, #32]\n"
+        "cmp r2, #0\n"
+        "beq 2f\n"
+        "1:\n"
+        "ldr r2, [r12, #48]\n"
+        "ldrd r0, r1, [r12, #24]\n"
+        "blx r2\n"
+        "ldr r12, [sp, #8]\n"
+        "ldm r12, {r0, r1, r2, r3, r8, r9}\n"
+        "ll_code r4\n"
+        "ll_code r5\n"
+        "ll_code r6\n"
+        "ll_code r7\n"
+        "strb r4, [r8]\n"
+        "strb r5, [r8, r9]\n"
+        "add r8, r8, r9, lsl #1\n"
+        "strb r6, [r8]\n"
+        "strb r7, [r8, r9]\n"
+        "add r8, r8, r9, lsl #1\n"
+        "str r8, [r12, #16]\n"
+        "ldr r0, [r12, #24]\n"
+        "ldrd r1, r2, [r12, #36]\n" /* rest, block_bytes */
+        "ldr r3, [r12, #32]\n"
+        "add r0, r0, r2\n"
+        "subs r3, r3, #1\n"
+        "str r0, [r12, #24]\n"
+        "str r3, [r12, #32]\n"
+        "bne 1b\n"
+        "2:\n"
+        "ldr r1, [r12, #36]\n"
+        "cmp r1, #0\n"
+        "beq 3f\n"
+        "ldr r2, [r12, #52]\n"
+        "ldrd r0, r1, [r12, #24]\n"
+        "blx r2\n"
+        "ldr r12, [sp, #8]\n"
+        "ldm r12, {r0, r1, r2, r3, r8, r9}\n"
+        "ldr r10, [r12, #36]\n"
+        "ll_code r4\n"
+        "strb r4, [r8]\n"
+        "cmp r10, #2\n"
+        "blt 3f\n"
+        "ll_code r5\n"
+        "strb r5, [r8, r9]\n"
+        "beq 3f\n"
+        "ll_code r6\n"
+        "add r8, r8, r9, lsl #1\n"
+        "strb r6, [r8]\n"
+        "3:\n"
+        "add sp, sp, #8\n"
+        "pop {r0, r4-r11, pc}\n"
+        ".size ll_square_row, . - ll_square_row\n"
+        ".purgem ll_code\n"
+
+        /* The sums alone, to job->sums, for scales that are not plain. */
+        ".section .text.ll_square_sums, \"ax\", %progbits\n"
+        ".p2align 2\n"
+        ".global ll_square_sums\n"
+        ".type ll_square_sums, %function\n"
+        "ll_square_sums:\n"
+        "push {r0, r4-r11, lr}\n"
+        "ldr r3, [r0, #44]\n"
+        "mov r12, r1\n"
+        "push {r2, r3}\n"
+        "ldrd r0, r1, [r0, #24]\n"
+        "blx r12\n"
+        "ldr r12, [sp, #8]\n"
+        "add r12, r12, #56\n"
+        "stm r12, {r4, r5, r6, r7}\n"
+        "add sp, sp, #8\n"
+        "pop {r0, r4-r11, pc}\n"
+        ".size ll_square_sums, . - ll_square_sums\n"
+        ".popsection\n");
+
+void ll_square_row(ll_square *job);
+void ll_square_sums(ll_square *job, ll_sums sums);
+#define LL_SUMS(taps, stride) void ll_sums_##taps##_##stride##_4(ll_square *job), ll_sums_##taps##_##stride##_2(ll_square *job);
+#else
+LL_INLINE void ll_windows(ll_square *job, int taps, int stride, int outputs) {
+    for (int i = 0; i < outputs; i++) {
+        const int16_t *row = job->column + i * stride;
+        const uint32_t *w = job->weights;
+        int32_t sum = 0;
+        for (int y = 0; y < taps; y++, row += job->row_bytes / 2, w += ll_square_words(taps, stride)) {
+            for (int x = 0; x + 1 < taps; x += 2) sum = ll_smlad(ll_load2(row + x), w[x / 2], sum);
+            sum = ll_smlabt(ll_load1(row + taps - 1), w[taps / 2], sum);
         }
-        output[0] = ll_code(s, own, offset, a, is_quick);
-        output[step] = ll_code(s, own, offset, b, is_quick);
-        output += 2 * step;
-    }
-    if (count) {
-        int32_t a = 0;
-        for (int i = 0; i < 3; i++) {
-            const int16_t *x = i == 0 ? r0 : i == 1 ? r1 : r2;
-            a = ll_smlabt(ll_load2(x + 2), w12[i], ll_smlad(ll_load2(x), w01[i], a));
-        }
-        *output = ll_code(s, own, offset, a, is_quick);
+        job->sums[i] = sum;
     }
 }
 
-static LL_NOINLINE void ll_row_3x3_s1(const ll_job_3x3 *job, int8_t *output) { ll_row_3x3(job, output, 1, 1); }
-static LL_NOINLINE void ll_row_3x3_s2(const ll_job_3x3 *job, int8_t *output) { ll_row_3x3(job, output, 2, 1); }
-static LL_NOINLINE void ll_row_3x3_s1_any(const ll_job_3x3 *job, int8_t *output) { ll_row_3x3(job, output, 1, 0); }
-static LL_NOINLINE void ll_row_3x3_s2_any(const ll_job_3x3 *job, int8_t *output) { ll_row_3x3(job, output, 2, 0); }
+static void ll_square_sums(ll_square *job, ll_sums sums) { sums(job); }
+
+static void ll_square_row(ll_square *job) {
+    for (; job->blocks || job->rest; job->column += job->block_bytes / 2) {
+        uint32_t outputs = job->blocks ? 4 : job->rest;
+        (job->blocks ? job->block_sums : job->rest_sums)(job);
+        for (uint32_t i = 0; i < outputs; i++, job->output += job->step)
+            *job->output = (int8_t)ll_rescale_plain(ll_twice(job->sums[i], job->doubled_bias), job->multiplier, job->right, job->offset);
+        if (job->blocks) job->blocks--;
+        else job->rest = 0;
+    }
+}
+
+#define LL_SUMS(taps, stride)                                                                                \
+    static void ll_sums_##taps##_##stride##_4(ll_square *job) { ll_windows(job, taps, stride, 4); }          \
+    static void ll_sums_##taps##_##stride##_2(ll_square *job) { ll_windows(job, taps, stride, 2); }
+#endif
+LL_SUMS(3, 1)
+LL_SUMS(3, 2)
+LL_SUMS(5, 1)
+LL_SUMS(5, 2)
+LL_SUMS(7, 1)
+LL_SUMS(7, 2)
 
 LL_INLINE uint32_t ll_pair(int8_t low, int8_t high) { return (uint16_t)low | (uint32_t)(uint16_t)high << 16; }
 
-/* 3x3, horizontal stride 1 or 2, no dilation, channel multiplier 1. */
-void ll_depthwise_3x3(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch) {
-    const ll_depthwise_params *p = params;
-    const int8_t *w = p->weights;
-    int is_quick = ll_is_quick(&p->scaling);
-    void (*row)(const ll_job_3x3 *, int8_t *) = p->stride_w == 1 ? is_quick ? ll_row_3x3_s1 : ll_row_3x3_s1_any
-                                                : is_quick       ? ll_row_3x3_s2
-                                                                 : ll_row_3x3_s2_any;
-    ll_ring ring = ll_new_ring(p, scratch);
-    ll_job_3x3 job = {.scaling = &p->scaling, .constants = p->scaling.channels, .step = p->in_c, .count = p->out_w};
-    for (uint32_t channel = p->in_c; channel; channel--, input++, job.constants += 3) {
-        int8_t *to = output++;
-        ring.next = 0;
-        for (int i = 0; i < 3; i++, w += 3) job.w01[i] = ll_pair(w[0], w[1]), job.w12[i] = ll_pair(w[1], w[2]);
-        if (is_quick) job.offset = ll_plain_offset(p->scaling.zero_point, job.constants[2]);
-        for (int32_t y = 0, top = 0; y < p->out_h; y++, top += p->stride_h, to += p->out_w * job.step) {
-            ll_enter_rows(&ring, input, top, top + 3);
-            job.rows[0] = ring.slot;
-            job.rows[1] = ll_next_row(&ring, ring.slot);
-            job.rows[2] = ll_next_row(&ring, (int16_t *)job.rows[1]);
-            row(&job, to);
+/* The filter of one channel, as many rows again as the ring can be out of step; `rows` is `taps` too, but keeps the loop a loop. */
+LL_INLINE void ll_pack_square(uint32_t *to, const int8_t *w, int32_t taps, int32_t stride, int32_t rows) {
+    int32_t words = ll_square_words(taps, stride);
+    uint32_t *again = to + taps * words;
+    for (int32_t y = 1; y <= rows; y++, w += taps, to += words, again += words) {
+        for (int32_t i = 0; i < words; i++) {
+            int32_t x = i < taps / 2 ? 2 * i : i == taps / 2 ? taps - 2 : 2 * (i - taps / 2) - 1;
+            uint32_t word = ll_pair(w[x], w[x + 1]);
+            to[i] = word;
+            if (y < rows) again[i] = word;
         }
     }
-    LL_COUNT((uint64_t)p->out_h * p->out_w * p->in_c * 9);
 }
+
+/* One output row under a scale that is not plain, or with a clamp. */
+static LL_NOINLINE void ll_square_row_any(ll_square *job, const ll_scaling *s, const int32_t *constants) {
+    while (job->blocks || job->rest) {
+        uint32_t outputs = job->blocks ? 4 : job->rest;
+        ll_square_sums(job, job->blocks ? job->block_sums : job->rest_sums);
+        for (uint32_t i = 0; i < outputs; i++, job->output += job->step) *job->output = ll_any_code(s, constants, job->sums[i]);
+        job->column += job->block_bytes / 2;
+        if (job->blocks) job->blocks--;
+        else job->rest = 0;
+    }
+}
+
+/* `taps` a side, horizontal stride 1 or 2, no dilation, channel multiplier 1. `taps` is a constant where this is inlined. */
+LL_INLINE void ll_depthwise_square(const ll_depthwise_params *p, const int8_t *input, int8_t *output, void *scratch, int32_t taps,
+                                   ll_sums sums_4, ll_sums sums_2) {
+    const int8_t *w = p->weights;
+    const int32_t *constants = p->scaling.channels;
+    int is_quick = ll_is_quick(&p->scaling);
+    int32_t words = ll_square_words(taps, p->stride_w);
+    ll_ring ring = ll_new_ring(p, scratch);
+    uint32_t *filter = (uint32_t *)ring.end;
+    uint32_t blocks = p->out_w / 4u, rest = p->out_w % 4u;
+    ll_square job; /* field by field: an initializer would call for a function that clears memory */
+    job.step = p->in_c, job.block_bytes = 8u * p->stride_w, job.row_bytes = 2u * p->ring_w;
+    job.block_sums = sums_4, job.rest_sums = rest == 3 ? sums_4 : sums_2;
+    for (uint32_t channel = p->in_c; channel; channel--, input++, w += taps * taps, constants += 3) {
+        int8_t *to = output++;
+        ring.next = 0;
+        ring.slot = ring.first;
+        ring.index = 0;
+        if (p->stride_w == 1) ll_pack_square(filter, w, taps, 1, p->kernel_h);
+        else ll_pack_square(filter, w, taps, 2, p->kernel_h);
+        if (is_quick) {
+            job.doubled_bias = constants[0], job.multiplier = constants[1], job.right = constants[2];
+            job.offset = ll_plain_offset(p->scaling.zero_point, constants[2]);
+        }
+        for (int32_t y = 0, top = 0; y < p->out_h; y++, top += p->stride_h, to += p->out_w * job.step) {
+            ll_enter_rows(&ring, input, top, top + taps);
+            job.weights = filter + (ring.index ? taps - ring.index : 0) * words;
+            job.column = ring.first, job.output = to, job.blocks = blocks, job.rest = rest;
+            if (is_quick) ll_square_row(&job);
+            else ll_square_row_any(&job, &p->scaling, constants);
+        }
+    }
+    LL_COUNT((uint64_t)p->out_h * p->out_w * p->in_c * taps * taps);
+}
+
+#define LL_DEPTHWISE(taps)                                                                                              \
+    void ll_depthwise_##taps##x##taps(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch) { \
+        int is_whole = params->stride_w == 1;                                                                           \
+        ll_depthwise_square(params, input, output, scratch, taps, is_whole ? ll_sums_##taps##_1_4 : ll_sums_##taps##_2_4, \
+                            is_whole ? ll_sums_##taps##_1_2 : ll_sums_##taps##_2_2);                                    \
+    }
+LL_DEPTHWISE(3)
+LL_DEPTHWISE(5)
+LL_DEPTHWISE(7)
 
 /* What one output row of any kernel needs. */
 typedef struct {

@@ -18,6 +18,14 @@ extern uint64_t ll_macs; /* multiply-accumulates with a weight of the network, s
 #define LL_COUNT(n) ((void)0)
 #endif
 
+/* The generated model names each step after it. In a profile build that is a reading of the clock, in firmware it is nothing. */
+#ifdef LL_PROFILE
+void ll_profile_step(void);
+#define LL_STEP(name) ll_profile_step()
+#else
+#define LL_STEP(name) ((void)0)
+#endif
+
 /* How sums become codes, for layers with one multiplier a channel. A channel is three words: bias, multiplier, shift.
  * plain_scale: every channel has a right shift of 1 to 22 and no sum can leave 31 bits; then the bias word holds 2 * bias and the shift
  * word the right shift. Otherwise the bias word holds the bias and the shift word is signed, above 0 to the left. */
@@ -117,6 +125,11 @@ typedef struct {
     uint32_t count;
 } ll_copy_params;
 
+/* A part of an image, from one that is wider or into one that is wider; input and output are the part's first bytes in them. */
+typedef struct {
+    uint32_t rows, row_bytes, from_bytes, to_bytes; /* the last two: from one row to the next */
+} ll_copy_rows_params;
+
 typedef struct {
     uint16_t in_h, in_w, channels, factor_h, factor_w;
 } ll_upsample_params;
@@ -127,6 +140,8 @@ void ll_conv_add(const ll_conv_add_params *params, const int8_t *input, const in
 void ll_conv_1x1_add(const ll_conv_add_params *params, const int8_t *input, const int8_t *skip, int8_t *output, void *scratch);
 void ll_depthwise(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_depthwise_3x3(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch);
+void ll_depthwise_5x5(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch);
+void ll_depthwise_7x7(const ll_depthwise_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_linear(const ll_linear_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_add(const ll_add_params *params, const int8_t *first, const int8_t *second, int8_t *output, void *scratch);
 void ll_mul(const ll_mul_params *params, const int8_t *first, const int8_t *second, int8_t *output, void *scratch);
@@ -137,6 +152,7 @@ void ll_softmax(const ll_softmax_params *params, const int8_t *input, int8_t *ou
 void ll_lookup(const ll_lookup_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_pad(const ll_pad_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_copy(const ll_copy_params *params, const int8_t *input, int8_t *output, void *scratch);
+void ll_copy_rows(const ll_copy_rows_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_upsample_nearest(const ll_upsample_params *params, const int8_t *input, int8_t *output, void *scratch);
 
 /* Concatenation is one function per number of inputs, so that calls stay typed. */

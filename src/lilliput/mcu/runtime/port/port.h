@@ -35,6 +35,11 @@ int ll_stack_guard_is_whole(void);
 /* Bytes between the lowest word that was ever written and the top of the stack. */
 uint32_t ll_stack_high_water_bytes(void);
 
+#ifdef LL_PROFILE
+/* A step of the model has ended. */
+void ll_profile_step(void);
+#endif
+
 /* Calls ll_model_run. The symbol ll_model_returned marks the instruction it returns to, where an emulator can stop counting. */
 void ll_call_model(void);
 

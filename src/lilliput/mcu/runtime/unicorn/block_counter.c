@@ -14,6 +14,11 @@ struct counter {
     uint64_t *counts; /* one for each call */
     uint64_t capacity;
     uint64_t calls;
+    uint64_t step_end; /* entries of these two functions of a profile build are noted */
+    uint64_t step_begin;
+    uint64_t *steps;
+    uint64_t step_capacity;
+    uint64_t step_notes;
 };
 
 /* A Thumb instruction is 4 bytes long if the top five bits of its first halfword are 0b11101 or above, else 2. */
@@ -29,6 +34,8 @@ void ll_count_block(void *engine, uint64_t address, uint32_t bytes, void *user_d
     if (address == counter->start) counter->total_at_start = counter->total;
     if (address == counter->stop && counter->calls < counter->capacity)
         counter->counts[counter->calls++] = counter->total - counter->total_at_start;
+    if ((address == counter->step_end || address == counter->step_begin) && counter->step_notes < counter->step_capacity)
+        counter->steps[counter->step_notes++] = counter->total;
     const uint64_t offset = address - counter->code_origin;
     if (address < counter->code_origin || offset + bytes > counter->code_bytes)
         counter->outside++;

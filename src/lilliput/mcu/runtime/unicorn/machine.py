@@ -63,6 +63,11 @@ class Counter(ctypes.Structure):
         ("counts", ctypes.POINTER(ctypes.c_uint64)),
         ("capacity", ctypes.c_uint64),
         ("calls", ctypes.c_uint64),
+        ("step_end", ctypes.c_uint64),
+        ("step_begin", ctypes.c_uint64),
+        ("steps", ctypes.POINTER(ctypes.c_uint64)),
+        ("step_capacity", ctypes.c_uint64),
+        ("step_notes", ctypes.c_uint64),
     )
 
 
@@ -88,10 +93,11 @@ class Machine:
             assert isinstance(table, SymbolTableSection)  # our linker scripts never strip
             self.symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
 
-    def count_calls(self, library: Path, capacity: int) -> Counter:
-        """From now on, count the instructions of each call to ll_model_run."""
+    def count_calls(self, library: Path, capacity: int, steps: int) -> Counter:
+        """From now on, count the instructions of each call to ll_model_run, and those up to where each of its steps ends and begins."""
         code = bytes(self.engine.mem_read(self.flash_origin, self.flash_bytes))
         self._counts = (ctypes.c_uint64 * capacity)()
+        self._steps = (ctypes.c_uint64 * (2 * steps))()
         self._counter = Counter(
             code=code,
             code_origin=self.flash_origin,
@@ -100,6 +106,10 @@ class Machine:
             stop=self.symbols["ll_model_returned"] & ~1,
             counts=ctypes.cast(self._counts, ctypes.POINTER(ctypes.c_uint64)),
             capacity=capacity,
+            step_end=self.symbols["ll_profile_end"] & ~1 if steps else 0,
+            step_begin=self.symbols["ll_profile_begin"] & ~1 if steps else 0,
+            steps=ctypes.cast(self._steps, ctypes.POINTER(ctypes.c_uint64)),
+            step_capacity=2 * steps,
         )
         self._library = ctypes.CDLL(str(library))
         hook = ctypes.c_size_t()
@@ -183,6 +193,9 @@ class Machine:
             data = file.read(words[2])
             self.engine.mem_write(words[1], data)
             return words[2] - len(data)
+        if operation == 0x0A:  # SYS_SEEK
+            file.seek(words[1])
+            return 0
         if operation == 0x0C:  # SYS_FLEN
             return Path(file.name).stat().st_size
         self._fault(f"HardFault (semihosting operation {operation:#x} is not one of ours)", 0, HARD_FAULT_STATUS)
@@ -217,9 +230,10 @@ def main() -> int:
     parser.add_argument("--sram", type=_region, required=True, metavar="ORIGIN:BYTES")
     parser.add_argument("--counter", type=Path, required=True, help="block_counter.c as a shared library")
     parser.add_argument("--calls", type=int, required=True, help="how many runs of the model to expect")
+    parser.add_argument("--steps", type=int, default=0, help="of a profile build: how many steps are reported")
     options = parser.parse_args()
     machine = Machine(options.image, options.cpu, options.flash, options.sram)
-    counter = machine.count_calls(options.counter, options.calls)
+    counter = machine.count_calls(options.counter, options.calls, options.steps)
     status = machine.run()
     for file in machine.files:
         if file is not None:
@@ -227,7 +241,11 @@ def main() -> int:
     if counter.outside:
         print(f"lilliput: {counter.outside} blocks ran outside the flash and were not counted", file=sys.stderr)
         return status or HARD_FAULT_STATUS
-    Path("counts.bin").write_bytes(struct.pack(f"<{counter.calls}Q", *counter.counts[: counter.calls]))
+    for name, count, values in (
+        ("counts.bin", counter.calls, counter.counts),
+        ("steps.bin", counter.step_notes, counter.steps),
+    ):
+        Path(name).write_bytes(struct.pack(f"<{count}Q", *values[:count]))
     return status
 
 
