@@ -140,6 +140,8 @@ class FileModel:
             )
         parameters = table.table(4)
         no_numbers = np.zeros(0)
+        with np.errstate(invalid="ignore"):  # a signalling NaN, which is refused where the scale is used
+            scale = (no_numbers if parameters is None else parameters.numbers(2, "<f4")).astype(np.float64)
         return FileTensor(
             index=index,
             name=table.text(3),
@@ -147,7 +149,7 @@ class FileModel:
             signature=signature,
             type=table.integer(1, "b"),
             buffer=buffer,
-            scale=(no_numbers if parameters is None else parameters.numbers(2, "<f4")).astype(np.float64),
+            scale=scale,
             zero_point=(no_numbers if parameters is None else parameters.numbers(3, "<i8")).astype(np.int64),
             axis=0 if parameters is None else parameters.integer(6, "i"),
             is_sparse=table.has(6),
