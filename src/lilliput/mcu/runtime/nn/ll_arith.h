@@ -30,12 +30,16 @@ LL_INLINE uint32_t ll_load4(const void *from) {
 LL_INLINE void ll_store4(void *to, uint32_t word) { __builtin_memcpy(to, &word, 4); }
 
 /* Short runs; both give the end of what they wrote. The last word overlaps the one before instead of leaving bytes; the empty asm keeps
- * compilers from turning a few bytes into a call of memcpy or memset. */
+ * compilers from turning a few bytes into a call of memcpy or memset, and from unrolling. */
 LL_INLINE int8_t *ll_copy_bytes(int8_t *to, const int8_t *from, uint32_t count) {
     int8_t *end = to + count;
     if (count >= 4) {
-        for (; count > 4; to += 4, from += 4, count -= 4) ll_store4(to, ll_load4(from));
-        ll_store4(end - 4, ll_load4(from + count - 4));
+        const int8_t *last = from + count - 4;
+        while (from < last) {
+            ll_store4(to, ll_load4(from)), to += 4, from += 4;
+            __asm__("" ::: "memory");
+        }
+        ll_store4(end - 4, ll_load4(last));
         return end;
     }
     while (to != end) {

@@ -306,6 +306,31 @@ static LL_NOINLINE void ll_gather(const ll_conv_params *p, const int8_t *input, 
     }
 }
 
+/* The same for a window that lies inside the image, of one group and without horizontal dilation: its rows are runs of bytes. */
+static LL_NOINLINE void ll_gather_inside(const ll_conv_params *p, const int8_t *from, uint32_t *codes, int8_t *patch) {
+    uint32_t run = (uint32_t)p->kernel_w * p->in_c, count = run * p->kernel_h;
+    ptrdiff_t step = (ptrdiff_t)p->dilation_h * p->in_w * p->in_c;
+    const int8_t *end = from + p->kernel_h * step;
+    if (run % 4 == 0) {
+        for (; from != end; from += step) codes = ll_widen(codes, from, run);
+    } else {
+        int8_t *fill = patch;
+        for (; from != end; from += step) fill = ll_copy_bytes(fill, from, run);
+        for (; count % 4; count++) *fill++ = 0; /* meets weights of 0 */
+        ll_widen(codes, patch, count);
+    }
+}
+
+/* What lies under the window of one output pixel. */
+LL_INLINE void ll_take_window(const ll_conv_params *p, const int8_t *input, uint32_t channels, int32_t out_y, int32_t out_x,
+                              uint32_t *codes, int8_t *patch) {
+    int32_t y = out_y * p->stride_h - p->pad_top, x = out_x * p->stride_w - p->pad_left;
+    int is_inside = y >= 0 && y + (p->kernel_h - 1) * p->dilation_h < p->in_h && x >= 0 && x + p->kernel_w <= p->in_w;
+    if (is_inside && p->groups == 1 && p->dilation_w == 1)
+        ll_gather_inside(p, input + (ptrdiff_t)(y * p->in_w + x) * p->in_c, codes, patch);
+    else ll_gather(p, input, channels, out_y, out_x, codes, patch);
+}
+
 /* Where there is an addition, each pair of pixels goes to `plain` first and is added to the skip from there. */
 LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const ll_add_params *add, const int8_t *skip,
                              int8_t *output, void *scratch, int is_1x1) {
@@ -329,8 +354,8 @@ LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const
                 if (!is_single) ll_widen(codes + 1, from + group_in, group_in);
                 input += 2 * group_in;
             } else {
-                ll_gather(p, from, group_in, y, x, codes, patch);
-                if (!is_single) ll_gather(p, from, group_in, y1, x1, codes + 1, patch);
+                ll_take_window(p, from, group_in, y, x, codes, patch);
+                if (!is_single) ll_take_window(p, from, group_in, y1, x1, codes + 1, patch);
             }
             ll_conv_pixels(p, p->weights + group * p->group_words, codes, quads, first, group_out, to + first,
                            is_single ? to + first : to + first + p->out_c);
