@@ -86,6 +86,11 @@ LL_INLINE uint32_t ll_odds(uint32_t x) { /* bytes 1 and 3 */
     __asm__("sxtb16 %0, %1, ror #8" : "=r"(r) : "r"(x));
     return r;
 }
+LL_INLINE uint32_t ll_add2(uint32_t a, uint32_t b) { /* of two halfwords */
+    uint32_t r;
+    __asm__("sadd16 %0, %1, %2" : "=r"(r) : "r"(a), "r"(b) : "cc");
+    return r;
+}
 LL_INLINE int32_t ll_saturate8(int32_t x) {
     int32_t r;
     __asm__("ssat %0, #8, %1" : "=r"(r) : "r"(x));
@@ -124,6 +129,7 @@ LL_INLINE uint32_t ll_evens(uint32_t x) {
     return (uint32_t)(uint16_t)(int8_t)(uint8_t)x | (uint32_t)(uint16_t)(int8_t)(uint8_t)(x >> 16) << 16;
 }
 LL_INLINE uint32_t ll_odds(uint32_t x) { return ll_evens(x >> 8); }
+LL_INLINE uint32_t ll_add2(uint32_t a, uint32_t b) { return ((a + b) & 0xFFFFu) | ((a >> 16) + (b >> 16)) << 16; }
 LL_INLINE int32_t ll_saturate8(int32_t x) { return x < -128 ? -128 : x > 127 ? 127 : x; }
 LL_INLINE uint32_t ll_pack4(int32_t a, int32_t b, int32_t c, int32_t d) {
     return (uint32_t)(uint8_t)a | (uint32_t)(uint8_t)b << 8 | (uint32_t)(uint8_t)c << 16 | (uint32_t)(uint8_t)d << 24;
