@@ -66,7 +66,7 @@ void ll_avg_pool(const ll_pool_params *params, const int8_t *input, int8_t *outp
         for (int32_t x = 0; x < params->out_w; x++) {
             ll_window w = ll_window_at(params, y, x);
             int32_t count = (w.y1 - w.y0) * (w.x1 - w.x0), c = 0;
-            for (; c + 4 <= params->channels && count < 256; c += 4) { /* so many codes fit a halfword */
+            for (; c + 4 <= params->channels && count <= 256; c += 4) { /* sums of so many codes fit a halfword */
                 uint32_t evens = 0, odds = 0;
                 for (int32_t i = w.y0; i < w.y1; i++) {
                     const int8_t *from = ll_tap(params, &w, input, i) + c;
