@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.files import shared_data
+
 
 def micro(content: bytes, x: np.ndarray) -> list[np.ndarray]:
     """What TensorFlow Lite Micro makes of a batch, sample after sample; one array an output."""
@@ -52,9 +54,3 @@ def shared_model(name: str) -> Path:
     if not path.is_file():
         pytest.skip(f"no ../shared/data/mlperf-tiny/{name}.tflite")
     return path
-
-
-def shared_data() -> Path:
-    from data.files import shared_data
-
-    return shared_data()

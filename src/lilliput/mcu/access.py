@@ -14,11 +14,13 @@ from lilliput.quantize.qgraph import (
     Add,
     AvgPool2d,
     Conv2d,
+    Crop,
     Linear,
     Lookup,
     MaxPool2d,
     Mean,
     Mul,
+    Paste,
     QOp,
     QTensor,
     Reshape,
@@ -31,6 +33,8 @@ _NOTHING = np.iinfo(np.int64).max
 def can_run_in_place(op: QOp, tensors: Mapping[str, QTensor]) -> bool:
     """Whether the output may take over the first input's memory, from its first byte on (of an Add: either input's)."""
     source, result = tensors[op.inputs[0]], tensors[op.name]
+    if isinstance(op, (Crop, Paste)):
+        return True  # bytes move towards the buffer's beginning, the first ones first
     if result.bytes > source.bytes:
         return False
     if isinstance(op, (Add, Lookup, Mean, Mul, Reshape, Softmax)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from importlib.resources import files
@@ -21,8 +22,10 @@ from lilliput import __version__
 from lilliput.errors import ConfigError, DataError, UnsupportedOpError
 from lilliput.mcu.boards import BOARDS, linker_script, makefile
 from lilliput.mcu.firmware import Firmware
-from lilliput.mcu.lowering import ConstantTable, KernelCall, lower
-from lilliput.mcu.plan import Plan
+from lilliput.mcu.lowering import ConstantTable, lower
+from lilliput.mcu.plan import Plan, Step
+from lilliput.mcu.views import first_byte
+from lilliput.quantize.qgraph import Crop
 
 RUNTIME = files("lilliput.mcu") / "runtime"
 _DEFAULT_BOARDS = {"cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500"}
@@ -64,11 +67,11 @@ def emit_c(
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        calls = _calls(plan)
+        code = _Code(plan)
         _write(work / "model.h", _model_h(plan))
-        _write(work / "model.c", _model_c(plan, calls))
-        _write(work / "weights.h", _weights_h(calls))
-        _write(work / "weights.c", _weights_c(calls))
+        _write(work / "model.c", _model_c(plan, code))
+        _write(work / "weights.h", _weights_h(code))
+        _write(work / "weights.c", _weights_c(code))
         shutil.copytree(str(RUNTIME / "nn"), work / "nn")
         templates = shutil.ignore_patterns("board.ld", "Makefile")
         shutil.copytree(str(RUNTIME / "port"), work / "port", ignore=templates)
@@ -78,7 +81,7 @@ def emit_c(
         _write(work / "Makefile", makefile(board))
         (work / "vectors").mkdir()
         (work / "vectors" / "input.bin").write_bytes(vectors.tobytes())
-        (work / "vectors" / "expected.bin").write_bytes(np.asarray(graph.run(vectors)).tobytes())
+        (work / "vectors" / "expected.bin").write_bytes(np.asarray(plan.whole.run(vectors)).tobytes())
         _write(work / "README.md", _readme(plan, board, len(vectors)))
         work.chmod(0o755)
         if directory.exists():
@@ -109,21 +112,54 @@ def _vectors(plan: Plan, vectors: np.ndarray | None) -> np.ndarray:
     return vectors
 
 
-def _calls(plan: Plan) -> list[tuple[str, str, KernelCall]]:
-    """For each step: a comment, the C statement's arguments after the parameters, and the kernel call."""
-    calls = []
-    for index, step in enumerate(plan.steps):
-        if step.is_alias:
-            continue
-        tensors = plan.qgraph.tensors
-        call = lower(step.op, tensors, symbol=f"op{index}", fused_add=step.fused_add, in_place=step.in_place)
-        buffers = [f"ll_arena + {plan.offsets[name]}" for name in (*step.inputs, step.output)]
+class _Code:
+    """The model's calls, and the structs and tables that they share: tiles of one layer differ in little."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.calls: list[tuple[str, str]] = []
+        """For each step the tensor it makes, and the C statement."""
+        self.structs: dict[tuple[str, str], tuple[str, str]] = {}
+        """From type and initializer to the name and a comment."""
+        self.tables: dict[tuple[str, bytes], ConstantTable] = {}
+        for index, step in enumerate(plan.steps):
+            if not step.is_alias:
+                statement = self._read(step) if plan.is_read(step) else self._call(index, step)
+                self.calls.append((step.output, statement))
+
+    def _address(self, name: str, first: int = 0) -> str:
+        return f"ll_arena + {self.plan.offsets[name] + first}"
+
+    def _output(self, step: Step) -> str:
+        whole = self.plan.qgraph.tensors[step.output].shape
+        return self._address(
+            step.output, 0 if step.paste is None else first_byte(step.paste.top, step.paste.left, whole)
+        )
+
+    def _read(self, step: Step) -> str:
+        assert isinstance(step.op, Crop)
+        rows, columns, _ = self.plan.qgraph.tensors[step.op.name].shape
+        return f"ll_model_read({step.op.top}, {step.op.left}, {rows}, {columns}, {self._output(step)});"
+
+    def _call(self, index: int, step: Step) -> str:
+        tensors = self.plan.qgraph.tensors
+        in_place = step.in_place and step.base is None  # pasted into a map, its result lies on no input
+        call = lower(step.op, tensors, symbol=f"op{index}", fused_add=step.fused_add, in_place=in_place)
+        params = call.params
+        for table in call.constants:
+            kept = self.tables.setdefault((table.c_type, table.values.tobytes()), table)
+            params = re.sub(rf"\b{table.name}\b", kept.name, params)
+        comment = f"{step.op.source or step.op.name}: {type(step.op).__name__} -> {'x'.join(map(str, tensors[step.output].shape))}"
+        name, _ = self.structs.setdefault((call.params_type, params), (f"call{len(self.structs)}", comment))
+        inputs = [self._address(each) for each in step.inputs]
+        if isinstance(step.op, Crop):
+            inputs = [
+                self._address(step.inputs[0], first_byte(step.op.top, step.op.left, tensors[step.inputs[0]].shape))
+            ]
         scratch = "ll_scratch" if call.scratch_bytes else "NULL"
         if step.scratch_offset is not None:
             scratch = f"ll_arena + {step.scratch_offset}"
-        comment = f"{step.op.source or step.op.name}: {type(step.op).__name__} -> {'x'.join(map(str, tensors[step.output].shape))}"
-        calls.append((comment, ", ".join([*buffers, scratch]), call))
-    return calls
+        return f"{call.function}(&{name}, {', '.join([*inputs, self._output(step), scratch])});"
 
 
 def _model_h(plan: Plan) -> str:
@@ -132,8 +168,8 @@ def _model_h(plan: Plan) -> str:
     return dedent(f"""\
         /* {graph.name}: an int8 network, generated by Lilliput {__version__}.
          *
-         * Write LL_MODEL_INPUT_BYTES codes to ll_model_input(), call ll_model_run(), read ll_model_output().
-         * The input buffer is part of the arena: fill it again before each run. Real value = scale * (code - zero point).
+         * {_use(plan)}
+         * Real value = scale * (code - zero point).
          */
         #ifndef LL_MODEL_H
         #define LL_MODEL_H
@@ -153,7 +189,7 @@ def _model_h(plan: Plan) -> str:
         #define LL_MODEL_STACK_BYTES {plan.stack_bytes}u /* what the linker script sets aside; see README.md */
 
         extern int8_t ll_arena[];
-        int8_t *ll_model_input(void);
+        {_input_c(plan)}
         const int8_t *ll_model_output(void);
         void ll_model_run(void);
 
@@ -161,44 +197,70 @@ def _model_h(plan: Plan) -> str:
         """)
 
 
+_RESIDENT = (
+    "Write LL_MODEL_INPUT_BYTES codes to ll_model_input(), call ll_model_run(), read ll_model_output().",
+    " * The input buffer is part of the arena: fill it again before each run.",
+)
+_STREAMED = (
+    "Write ll_model_read(), call ll_model_run(), read ll_model_output(). The image is never in memory as a whole:",
+    " * ll_model_run() asks for parts of it.",
+)
+_READ = (
+    "/* Yours: copy a part of the image, its rows one after the other without gaps, to where the model wants it. */",
+    "void ll_model_read(uint32_t top, uint32_t left, uint32_t rows, uint32_t columns, int8_t *to);",
+)
+
+
+def _use(plan: Plan) -> str:
+    return "\n        ".join(_STREAMED if plan.streams_input else _RESIDENT)
+
+
+def _input_c(plan: Plan) -> str:
+    if not plan.streams_input:
+        return "int8_t *ll_model_input(void);"
+    _, width, channels = plan.qgraph.tensors[plan.qgraph.input].shape
+    sizes = (
+        "#define LL_MODEL_STREAMS_INPUT 1",
+        f"#define LL_MODEL_INPUT_WIDTH {width}u",
+        f"#define LL_MODEL_INPUT_CHANNELS {channels}u",
+    )
+    return "\n        ".join((*sizes, *_READ))
+
+
 def _layout(shape: tuple[int, ...]) -> str:
     axes = {3: "height x width x channel", 1: "features"}.get(len(shape), "axes")
     return f"{' x '.join(map(str, shape))}: {axes}"
 
 
-def _model_c(plan: Plan, calls: list[tuple[str, str, KernelCall]]) -> str:
+def _model_c(plan: Plan, code: _Code) -> str:
     graph = plan.qgraph
     lines = ['#include "model.h"', "", '#include "nn/ll_nn.h"', '#include "weights.h"', ""]
     lines.append("/* Both in .bss; aligned for word access, though no kernel needs its tensors aligned. */")
     lines.append("int8_t ll_arena[LL_MODEL_ARENA_BYTES] __attribute__((aligned(8)));")
     if plan.scratch_bytes:
         lines.append("int8_t ll_scratch[LL_MODEL_SCRATCH_BYTES] __attribute__((aligned(8)));")
-    for index, (comment, _, call) in enumerate(calls):
-        definition = f"static const {call.params_type} call{index} = {call.params};"
+    for (kind, params), (name, comment) in code.structs.items():
+        definition = f"static const {kind} {name} = {params};"
         lines += ["", f"/* {comment} */", fill(definition, 118, subsequent_indent="    ", break_long_words=False)]
-    lines += ["", f"int8_t *ll_model_input(void) {{ return ll_arena + {plan.offsets[graph.input]}; }}", ""]
-    lines += [f"const int8_t *ll_model_output(void) {{ return ll_arena + {plan.offsets[graph.outputs[0]]}; }}", ""]
+    if not plan.streams_input:
+        lines += ["", f"int8_t *ll_model_input(void) {{ return ll_arena + {plan.offsets[graph.input]}; }}"]
+    lines += ["", f"const int8_t *ll_model_output(void) {{ return ll_arena + {plan.offsets[graph.outputs[0]]}; }}", ""]
     lines.append("void ll_model_run(void) {")
-    names = [step.output for step in plan.steps if not step.is_alias]
-    for index, (name, (_, arguments, call)) in enumerate(zip(names, calls, strict=True)):
-        lines += [f"    {call.function}(&call{index}, {arguments});", f"    LL_STEP({json.dumps(name)});"]
+    for name, statement in code.calls:
+        lines += [f"    {statement}", f"    LL_STEP({json.dumps(name)});"]
     return "\n".join([*lines, "}", ""])
 
 
-def _tables(calls: list[tuple[str, str, KernelCall]]) -> list[ConstantTable]:
-    return [table for _, _, call in calls for table in call.constants]
-
-
-def _weights_h(calls: list[tuple[str, str, KernelCall]]) -> str:
-    declared = [f"extern const {table.c_type} {table.name}[{table.values.size}];" for table in _tables(calls)]
+def _weights_h(code: _Code) -> str:
+    declared = [f"extern const {table.c_type} {table.name}[{table.values.size}];" for table in code.tables.values()]
     return "\n".join(
         ["#ifndef LL_WEIGHTS_H", "#define LL_WEIGHTS_H", "", "#include <stdint.h>", "", *declared, "", "#endif", ""]
     )
 
 
-def _weights_c(calls: list[tuple[str, str, KernelCall]]) -> str:
+def _weights_c(code: _Code) -> str:
     lines = ['#include "weights.h"', ""]
-    for table in _tables(calls):
+    for table in code.tables.values():
         numbers = ", ".join(_literal(value, table.c_type) for value in table.values.ravel().tolist())
         lines += [f"const {table.c_type} {table.name}[{table.values.size}] = {{", fill(numbers, 118, initial_indent="    ",
                   subsequent_indent="    ", break_long_words=False), "};", ""]  # fmt: skip
@@ -228,10 +290,11 @@ def _readme(plan: Plan, board: str, count: int) -> str:
             "",
             "| what | bytes |",
             "|---|---:|",
-            f"| arena (activations, input included) | {plan.arena_bytes:,} |",
+            f"| arena (activations, {'the image never as a whole' if plan.streams_input else 'input included'}) | {plan.arena_bytes:,} |",
             f"| scratch of the kernels | {plan.scratch_bytes:,} |",
             f"| stack set aside | {plan.stack_bytes:,} |",
             f"| multiply-accumulates per inference | {plan.macs:,} |",
+            f"| of these for halos of patches | {plan.halo_macs:,} |",
             "",
             enforced,
             "",
@@ -246,8 +309,14 @@ def _readme(plan: Plan, board: str, count: int) -> str:
             "Compile `model.c`, `weights.c` and `nn/*.c`; include `model.h`:",
             "",
             "```c",
-            f"memcpy(ll_model_input(), codes, LL_MODEL_INPUT_BYTES); /* {_layout(source.shape)} */",
-            "ll_model_run();",
+            *(
+                [*_READ, "", "ll_model_run();"]
+                if plan.streams_input
+                else [
+                    f"memcpy(ll_model_input(), codes, LL_MODEL_INPUT_BYTES); /* {_layout(source.shape)} */",
+                    "ll_model_run();",
+                ]
+            ),
             "const int8_t *result = ll_model_output(); /* LL_MODEL_OUTPUT_BYTES codes */",
             "```",
             "",

@@ -1,8 +1,9 @@
 """From an integer operation to the call of a C kernel: which function, its parameters, its constants, its scratch memory.
 
 A kernel is called as ``function(&params, inputs..., output, scratch);`` with the inputs in the operation's order and, where a residual
-addition is fused into its producer, the skip tensor after them; the output may then be the skip tensor's own memory. Scratch is 4-byte
-aligned. What each kernel does is written in ``runtime/nn``.
+addition is fused into its producer, the skip tensor after them; the output may then be the skip tensor's own memory. Of a Crop the input is
+the first byte of the part, of a Paste the output is where the piece goes. Scratch is 4-byte aligned. What each kernel does is written in
+``runtime/nn``.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from lilliput.quantize.qgraph import (
     AvgPool2d,
     Concat,
     Conv2d,
+    Crop,
     Linear,
     Lookup,
     MaxPool2d,
     Mean,
     Mul,
     Pad,
+    Paste,
     QOp,
     Reshape,
     Softmax,
@@ -205,6 +208,24 @@ def _lower_pad(op: QOp, tensors: Tensors, symbol: str, fused_add: Add | None) ->
     return bare_call("ll_pad", "ll_pad_params", struct_c(fields))
 
 
+def _lower_crop(op: QOp, tensors: Tensors, symbol: str, fused_add: Add | None) -> KernelCall:
+    return _copy(op, tensors[op.name].shape, tensors[op.inputs[0]].shape, tensors[op.name].shape)
+
+
+def _lower_paste(op: QOp, tensors: Tensors, symbol: str, fused_add: Add | None) -> KernelCall:
+    piece = tensors[op.inputs[0]].shape
+    return _copy(op, piece, piece, tensors[op.name].shape)
+
+
+def _copy(op: QOp, part: tuple[int, ...], source: tuple[int, ...], result: tuple[int, ...]) -> KernelCall:
+    """Rows of a part, from a map of one width to a map of another; where both are its own, one run of bytes."""
+    rows, row_bytes = part[0], part[1] * part[2]
+    if part[1] == source[1] == result[1]:
+        rows, row_bytes = 1, rows * row_bytes
+    pitches = {"from_bytes": source[1] * source[2], "to_bytes": result[1] * result[2]}
+    return bare_call("ll_copy_rows", "ll_copy_rows_params", struct_c({"rows": rows, "row_bytes": row_bytes} | pitches))
+
+
 def _lower_reshape(op: QOp, tensors: Tensors, symbol: str, fused_add: Add | None) -> KernelCall:
     return bare_call("ll_copy", "ll_copy_params", struct_c({"count": tensors[op.name].bytes}))
 
@@ -231,4 +252,6 @@ _RULES: dict[type[QOp], Callable[[Any, Tensors, str, Add | None], KernelCall]] =
     Pad: _lower_pad,
     Reshape: _lower_reshape,
     UpsampleNearest: _lower_upsample,
+    Crop: _lower_crop,
+    Paste: _lower_paste,
 }

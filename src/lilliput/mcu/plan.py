@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int8
 
-from lilliput.errors import BudgetError
+from lilliput.errors import BudgetError, ConfigError
 from lilliput.evidence.budget import Budget
 from lilliput.mcu.arena import Block, verify_packing
-from lilliput.mcu.fusion import Candidate, smallest, storage
+from lilliput.mcu.fusion import Candidate
 from lilliput.mcu.simulate import simulate, verify_ownership
-from lilliput.quantize.qgraph import Add, Conv2d, Linear, QOp, QuantizedGraph
+from lilliput.mcu.tile_search import Found, Search
+from lilliput.mcu.tiling import Patches, Rows, Schedule, Tiling
+from lilliput.mcu.views import views
+from lilliput.quantize.qgraph import Add, Conv2d, Crop, Linear, Paste, QOp, QuantizedGraph
 
 if TYPE_CHECKING:
     from lilliput.mcu.firmware import Firmware
@@ -41,12 +44,16 @@ class Step:
 
     op: QOp
     fused_add: Add | None
+    paste: Paste | None
+    """Where the result goes in a larger map; of a step that does nothing else it is the operation."""
     in_place: bool
     """The output lies on the first input's bytes (of an Add: on one of its inputs; with a fused addition: on the skip tensor's)."""
     is_alias: bool
     """The output is another name for the input's bytes: nothing to do."""
     inputs: tuple[str, ...]
     """Tensors in the kernel's order, the skip tensor of a fused addition last."""
+    base: str | None
+    """The map that the result is pasted into; the output takes over its bytes."""
     output: str
     overwrites: str | None
     """The tensor whose buffer the output takes over."""
@@ -88,6 +95,10 @@ class Plan:
     """Working memory of kernels that found no free place in the arena: a buffer apart."""
     stack_bytes: int
     alignment: int
+    tiling: Tiling | None = None
+    """How the first layers run tile by tile; ``None``: every layer runs as a whole."""
+    streams_input: bool = False
+    """The input is not in memory: the firmware asks for parts of it when it needs them."""
     sram_bytes_limit: int | None = None
     flash_bytes_limit: int | None = None
 
@@ -98,8 +109,18 @@ class Plan:
 
     @property
     def input_bytes(self) -> int:
-        """Size of the network's input, which is part of the arena."""
+        """Size of the network's input, which is part of the arena unless it is streamed."""
         return self.qgraph.tensors[self.qgraph.input].bytes
+
+    @property
+    def halo_macs(self) -> int:
+        """Multiply-accumulates done again because tiles overlap; part of ``macs``."""
+        return 0 if self.tiling is None else self.tiling.halo_macs
+
+    @property
+    def whole(self) -> QuantizedGraph:
+        """The network, not cut into tiles."""
+        return self.qgraph if self.tiling is None else self.tiling.whole
 
     @property
     def output_bytes(self) -> int:
@@ -129,11 +150,20 @@ class Plan:
     @cached_property
     def storage(self) -> Mapping[str, str]:
         """For each tensor the one that holds its bytes."""
-        return storage(self.qgraph)
+        return {name: view.buffer for name, view in views(self.qgraph, streams_input=self.streams_input).items()}
 
     def is_overwritten(self, step: Step, name: str) -> bool:
-        """Whether the step's kernel may write over this input while it reads it: in place, from the very first byte."""
-        return self.storage[name] == step.overwrites and self.offsets[name] == self.offsets[step.output]
+        """Whether the step's kernel may write over this input while it reads it: in place, from the very first byte.
+
+        A part that is moved within its buffer may begin anywhere after the output.
+        """
+        first, start = self.offsets[name], self.offsets[step.output]
+        is_there = first >= start if isinstance(step.op, (Crop, Paste)) else first == start
+        return self.storage[name] == step.overwrites and is_there
+
+    def is_read(self, step: Step) -> bool:
+        """Whether the step brings a part of the streamed input into memory."""
+        return self.streams_input and isinstance(step.op, Crop) and step.inputs[0] == self.qgraph.input
 
     def lifetimes(self) -> tuple[Lifetime, ...]:
         """Every buffer's bytes and steps, in order of their start."""
@@ -187,49 +217,77 @@ def plan(
     sram: str | int | None = None,
     flash: str | int | None = None,
     *,
+    input: str = "resident",
+    schedule: str | Schedule = "auto",
     in_place: bool = True,
     fuse_add: bool = True,
     alignment: int = 1,
     stack_bytes: int = DEFAULT_STACK_BYTES,
 ) -> Plan:
-    """Decide order, fusion and places so that arena and scratch together are as small as found.
+    """Decide order, fusion, places and, where memory is short, how the first layers run tile by tile.
 
     Switching a decision on never makes the result larger: programs without it are compared too.
 
     Args:
         sram: most bytes for arena, scratch and stack, as ``"16KB"`` or a number; no limit if None.
         flash: most bytes for the constants. The linker checks the whole image again, code included.
+        input: ``"resident"``: the whole input lies in the arena when the network starts. ``"stream"``: the firmware asks for parts of the
+            image when it needs them (``ll_model_read``), so that it never holds all of it.
+        schedule: ``"auto"``: all layers as a whole if that is within ``sram``, else what costs least among the schedules that fit: first
+            rows, which compute nothing twice, then patches with the fewest halos. ``"whole"``; ``"smallest"``: the least memory found;
+            or one of :class:`~lilliput.mcu.tiling.Patches` and :class:`~lilliput.mcu.tiling.Rows`.
         in_place: let results be written over inputs that nobody needs any more.
         fuse_add: let a layer add the skip tensor to its result, and write it over the skip tensor.
         alignment: of every tensor, in bytes; our kernels need none.
         stack_bytes: to set aside for the stack.
     Raises:
         BudgetError: it does not fit; names the step that binds, what is needed, what is allowed, what would work.
-        ConfigError: a size that cannot be read, or an alignment below 1.
+        ConfigError: a size that cannot be read, an alignment below 1, a schedule that the network cannot run.
         UnsupportedOpError: no kernel for an operation.
     """
     sram_limit = None if sram is None else Budget.parse(sram)
     flash_limit = None if flash is None else Budget.parse(flash)
-    planned = _plan(smallest(qgraph, in_place=in_place, fuse_add=fuse_add, alignment=alignment), alignment, stack_bytes)
-    planned.verify()
+    if input not in ("resident", "stream"):
+        raise ConfigError(f"input='{input}': must be 'resident' or 'stream'")
+    if isinstance(schedule, str) and schedule not in ("auto", "whole", "smallest"):
+        raise ConfigError(f"schedule='{schedule}': must be 'auto', 'whole', 'smallest', or Patches(...) or Rows(...)")
+    search = Search(qgraph, in_place, fuse_add, alignment, input == "stream")
+
+    def made(found: Found) -> Plan:
+        result = _plan(found.candidate, alignment, stack_bytes, found.tiling)
+        result.verify()
+        return result
+
+    if isinstance(schedule, (Patches, Rows)):
+        planned = made(search.tiled(schedule))
+    elif schedule == "smallest":
+        planned = made(search.smallest())
+    elif schedule == "whole" or sram_limit is None:
+        planned = made(search.whole)
+    else:
+        found = search.cheapest_within(sram_limit - stack_bytes)
+        planned = made(search.smallest() if found is None else found)
     if sram_limit is not None and planned.sram_bytes > sram_limit:
-        bold = smallest(qgraph, in_place=True, fuse_add=True, alignment=alignment)
-        raise BudgetError(_too_much_sram(planned, _plan(bold, alignment, stack_bytes), sram_limit))
+        bold = replace(search, in_place=True, fuse_add=True)
+        best = _plan(bold.whole.candidate, alignment, stack_bytes)
+        raise BudgetError(_too_much_sram(planned, best, sram_limit, has_searched=schedule in ("auto", "smallest")))
     if flash_limit is not None and planned.constant_bytes > flash_limit:
         raise BudgetError(_too_much_flash(planned, flash_limit))
     return replace(planned, sram_bytes_limit=sram_limit, flash_bytes_limit=flash_limit)
 
 
-def _plan(chosen: Candidate, alignment: int, stack_bytes: int) -> Plan:
-    graph, times = chosen.program.graph, chosen.timeline
-    holder = storage(graph)
+def _plan(chosen: Candidate, alignment: int, stack_bytes: int, tiling: Tiling | None = None) -> Plan:
+    graph, times, streams_input = chosen.program.graph, chosen.timeline, chosen.program.streams_input
+    place = views(graph, streams_input=streams_input)
     steps = [
         Step(
             op=fused.op,
             fused_add=fused.add,
+            paste=fused.paste,
             in_place=host is not None,
             is_alias=fused.is_alias,
             inputs=fused.inputs,
+            base=fused.base,
             output=fused.output,
             overwrites=host,
             scratch_bytes=fused.scratch_bytes,
@@ -241,7 +299,8 @@ def _plan(chosen: Candidate, alignment: int, stack_bytes: int) -> Plan:
             chosen.program.fused, times.hosts, times.live_bytes[:-1], chosen.scratch_offsets, strict=True
         )
     ]
-    offsets = {name: chosen.packing.offsets[holder[name]] for name in (graph.input, *(step.output for step in steps))}
+    there = [*([] if streams_input else [graph.input]), *(step.output for step in steps)]
+    offsets = {name: chosen.packing.offsets[place[name].buffer] + place[name].offset_bytes for name in there}
     return Plan(
         qgraph=graph,
         steps=tuple(steps),
@@ -252,10 +311,12 @@ def _plan(chosen: Candidate, alignment: int, stack_bytes: int) -> Plan:
         scratch_bytes=chosen.scratch_bytes,
         stack_bytes=stack_bytes,
         alignment=alignment,
+        tiling=tiling,
+        streams_input=streams_input,
     )
 
 
-def _too_much_sram(planned: Plan, bold: Plan, limit: int) -> str:
+def _too_much_sram(planned: Plan, bold: Plan, limit: int, *, has_searched: bool) -> str:
     graph = planned.qgraph
     step = next((step for step in planned.steps if step.output == planned.binding), None)
     shape = "x".join(map(str, graph.tensors[planned.binding].shape))
@@ -263,6 +324,10 @@ def _too_much_sram(planned: Plan, bold: Plan, limit: int) -> str:
     fixes = [f"sram={planned.sram_bytes}"]
     if bold.sram_bytes < planned.sram_bytes:
         fixes.insert(0, f"in_place=True, fuse_add=True (needs {bold.sram_bytes:,})")
+    if not has_searched and len(graph.tensors[graph.input].shape) == 3:
+        fixes.append("schedule='auto'")
+    elif not planned.streams_input and len(graph.tensors[graph.input].shape) == 3:
+        fixes.append("input='stream'")
     image = graph.tensors[graph.input].shape
     factor = (max(0, limit - planned.scratch_bytes - planned.stack_bytes) / planned.arena_bytes) ** 0.5
     if len(image) == 3 and min(image[:2]) * factor >= 1:
@@ -272,10 +337,15 @@ def _too_much_sram(planned: Plan, bold: Plan, limit: int) -> str:
     else:
         fixes.append("narrower layers there")
     return (
-        f"'{graph.name}' needs {planned.sram_bytes:,} bytes of SRAM (arena {planned.arena_bytes:,} + scratch {planned.scratch_bytes:,} "
+        f"'{graph.name}' needs {planned.sram_bytes:,} bytes of SRAM{_how(planned)} "
+        f"(arena {planned.arena_bytes:,} + scratch {planned.scratch_bytes:,} "
         f"+ stack {planned.stack_bytes:,}) > sram {limit:,}, at '{planned.binding}' ({kind}{f', module {module!r}' if module else ''}, "
         f"{shape} int8); try {' or '.join(fixes)}"
     )
+
+
+def _how(planned: Plan) -> str:
+    return "" if planned.tiling is None else f" at least, with {planned.tiling.schedule}"
 
 
 def _too_much_flash(planned: Plan, limit: int) -> str:

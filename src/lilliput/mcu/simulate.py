@@ -13,6 +13,8 @@ from jaxtyping import Int8
 
 from lilliput.errors import DataError
 from lilliput.mcu.arena import PackingError
+from lilliput.mcu.views import first_byte
+from lilliput.quantize.qgraph import Crop, Paste
 
 if TYPE_CHECKING:
     from lilliput.mcu.plan import Plan, Step
@@ -34,9 +36,10 @@ def simulate(plan: Plan, x: Any) -> Int8[np.ndarray, "batch ..."] | tuple[Int8[n
     results: list[list[np.ndarray]] = [[] for _ in graph.outputs]
     for item in codes:
         arena = np.full(plan.arena_bytes, POISON, dtype=np.uint8)
-        _tensor(plan, arena, graph.input)[...] = item
+        if not plan.streams_input:
+            _tensor(plan, arena, graph.input)[...] = item
         for index, step in enumerate(plan.steps):
-            _carry_out(plan, arena, index, step)
+            _carry_out(plan, arena, index, step, item)
         for result, name in zip(results, graph.outputs, strict=True):
             result.append(_tensor(plan, arena, name).copy())
     stacked = tuple(
@@ -53,22 +56,39 @@ def _tensor(plan: Plan, arena: np.ndarray, name: str) -> np.ndarray:
     return arena[first : first + tensor.bytes].view(np.int8).reshape(tensor.shape)
 
 
-def _carry_out(plan: Plan, arena: np.ndarray, index: int, step: Step) -> None:
+def written(step: Step, plan: Plan, whole: np.ndarray) -> np.ndarray:
+    """The part of an array of the output's shape that the step writes: a view."""
+    if step.paste is None:
+        return whole
+    height, width, _ = plan.qgraph.tensors[step.paste.inputs[0]].shape
+    return whole[step.paste.top : step.paste.top + height, step.paste.left : step.paste.left + width]
+
+
+def _carry_out(plan: Plan, arena: np.ndarray, index: int, step: Step, item: np.ndarray) -> None:
     from lilliput.quantize.interpreter import evaluate
 
+    graph = plan.qgraph
     if not step.is_alias:
         if step.scratch_offset is not None:
             arena[step.scratch_offset : step.scratch_offset + step.scratch_bytes] = POISON
         output = _tensor(plan, arena, step.output)
         # A kernel may write before it has read all: what it may not overwrite is read after its output's place is poisoned.
-        kept = {name: _tensor(plan, arena, name).copy() for name in step.inputs if plan.is_overwritten(step, name)}
-        output.view(np.uint8)[...] = POISON
-        read = {name: kept[name] if name in kept else _tensor(plan, arena, name).copy() for name in step.inputs}
-        result = evaluate(step.op, [read[name][None] for name in step.op.inputs], plan.qgraph)
+        # A map that nothing has been pasted into yet holds nothing.
+        place = output if step.base is None else written(step, plan, output)
+        in_memory = () if plan.is_read(step) else step.inputs
+        kept = {name: _tensor(plan, arena, name).copy() for name in in_memory if plan.is_overwritten(step, name)}
+        place[...] = np.uint8(POISON).view(np.int8)
+        read = {name: kept[name] if name in kept else _tensor(plan, arena, name).copy() for name in in_memory}
+        if plan.is_read(step):
+            read = {graph.input: item}
+        if isinstance(step.op, Paste):
+            result = read[step.inputs[0]][None]
+        else:
+            result = evaluate(step.op, [read[name][None] for name in step.op.inputs], graph)
         if step.fused_add is not None:
             values = {**{name: codes[None] for name, codes in read.items()}, step.op.name: result}
-            result = evaluate(step.fused_add, [values[name] for name in step.fused_add.inputs], plan.qgraph)
-        output[...] = result[0]
+            result = evaluate(step.fused_add, [values[name] for name in step.fused_add.inputs], graph)
+        written(step, plan, output)[...] = result[0]
     ending = [block for block in plan.blocks if block.stop == index + 1]
     following = {plan.offsets[block.name]: block.size_bytes for block in plan.blocks if block.start == index + 1}
     for block in ending:
@@ -90,17 +110,19 @@ def verify_ownership(plan: Plan) -> None:
         if first < 0 or end > plan.arena_bytes:
             raise PackingError(f"tensor '{name}' at bytes {first} to {end}; must lie in 0 to {plan.arena_bytes}")
     arena = _Owners(plan)
-    arena.take(graph.input, 0)
+    if not plan.streams_input:
+        arena.take(graph.input, 0)
     for number, step in enumerate(plan.steps, start=1):
-        arena.require(step.inputs, f"step '{step.output}'")
+        inputs = () if plan.is_read(step) else step.inputs
+        based = inputs if step.base is None else (*inputs, step.base)
+        arena.require(based, f"step '{step.output}'")
         if step.is_alias:
-            arena.rename(step.inputs[0], step.output)
-            arena.require((step.output,), f"step '{step.output}'")  # so the output must lie where the input does
+            arena.rename(step)  # which proves that the output lies where the input does
         else:
             scratch = arena.take_scratch(step, number)
-            arena.require(step.inputs, f"step '{step.output}', which has begun to use its scratch,")
-            arena.take(step.output, number)
-            kept = tuple(name for name in step.inputs if not plan.is_overwritten(step, name))
+            arena.require(based, f"step '{step.output}', which has begun to use its scratch,")
+            arena.take(step.output, number, step)
+            kept = tuple(name for name in inputs if not plan.is_overwritten(step, name))
             arena.require(kept, f"step '{step.output}', which has begun to write,")
             if (scratch != -number).any():
                 raise PackingError(f"step '{step.output}' writes its output over its scratch")
@@ -111,14 +133,24 @@ class _Owners:
     """For each byte of the arena, which step wrote it last."""
 
     def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.owner = np.full(plan.arena_bytes, -1, dtype=np.int32)
-        self.made_as: dict[str, int] = {}
+        self.made_as: dict[str, np.ndarray] = {}
+        """For each tensor that exists, the owners of its bytes when it was made."""
         ends = {name: first + plan.qgraph.tensors[name].bytes for name, first in plan.offsets.items()}
         self.place = {name: self.owner[first : ends[name]] for name, first in plan.offsets.items()}
 
-    def take(self, name: str, number: int) -> None:
-        self.made_as[name] = number
-        self.place[name][...] = number
+    def take(self, name: str, number: int, step: Step | None = None) -> None:
+        """Written by a step: all of it, or the part that is pasted; then the rest must be what it was pasted into."""
+        place = self.place[name]
+        if step is None or step.base is None:
+            place[...] = number
+        else:
+            base = self.place[step.base]
+            if self.plan.offsets[step.base] != self.plan.offsets[name] or base.size != place.size:
+                raise PackingError(f"step '{name}' pastes into '{step.base}', which lies elsewhere")
+            written(step, self.plan, place.reshape(self.plan.qgraph.tensors[name].shape))[...] = number
+        self.made_as[name] = place.copy()
 
     def take_scratch(self, step: Step, number: int) -> np.ndarray:
         """The bytes of the step's working memory in the arena, marked as nobody's tensor."""
@@ -129,8 +161,15 @@ class _Owners:
         place[...] = -number
         return place
 
-    def rename(self, name: str, other: str) -> None:
-        self.made_as[other] = self.made_as[name]
+    def rename(self, step: Step) -> None:
+        """Another name for bytes of the input, where they are."""
+        graph, offsets, name = self.plan.qgraph, self.plan.offsets, step.inputs[0]
+        start = 0
+        if isinstance(step.op, Crop):
+            start = first_byte(step.op.top, step.op.left, graph.tensors[name].shape)
+        if offsets[step.output] != offsets[name] + start:
+            raise PackingError(f"step '{step.output}' is a view of '{name}', but does not lie in it")
+        self.made_as[step.output] = self.made_as[name][start : start + graph.tensors[step.output].bytes]
 
     def require(self, names: tuple[str, ...], reader: str) -> None:
         for name in names:

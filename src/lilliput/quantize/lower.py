@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lilliput.quantize.parameters import (
     activation_parameters,
     channel_multipliers,
     least_output_scale,
+    product_output_scale,
     quantize_weights,
 )
 from lilliput.quantize.qgraph import Clamp, QOp, QTensor, QuantizedGraph
@@ -147,7 +149,7 @@ class _Lowering:
     def _clamp(self, node: Node, tensor: QTensor) -> Clamp:
         if node.name not in self.clamps:
             return Clamp()
-        six = tensor.zero_point + int(arithmetic.round_half_away(6 / tensor.scale))
+        six = tensor.zero_point + int(arithmetic.round_half_away(float(np.float32(6) / np.float32(tensor.scale))))
         upper = 127 if self.clamps[node.name].op is Op.RELU else min(127, six)
         return Clamp(lower=tensor.zero_point, upper=upper)
 
@@ -284,6 +286,8 @@ class _Lowering:
             )
         product_scale = a.scale * b.scale
         y = self._output(node, least_output_scale(product_scale, 255.0 * 255.0), self.orders[first])
+        if self._covering(y.name) == y.name:  # else a concatenation sets the scale
+            y = self.tensors[y.name] = replace(y, scale=product_output_scale(a.scale, b.scale, y.scale))
         multiplier, shift = arithmetic.quantize_multiplier(product_scale / y.scale)
         self._emit(qgraph.Mul, node, y, [first, second], multiplier=multiplier, shift=shift, clamp=self._clamp(node, y))
 

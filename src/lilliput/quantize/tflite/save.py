@@ -6,7 +6,7 @@ arrives at exactly the graph's multiplier, shift, table or clamp, and refused wh
 - a linear layer becomes a 1x1 CONV_2D between reshapes, because one runtime's FULLY_CONNECTED rounds once where all other kernels round
   twice; only where scales can be had for FULLY_CONNECTED alone, it is that;
 - padding that is neither SAME nor VALID becomes a PAD before a VALID window (PADV2 with the least code before a maximum);
-- a table that is no kernel's own becomes CAST to int32, ADD 128, GATHER.
+- a table that is no kernel's own, or one that LiteRT's float sigmoid might miss by a code, becomes CAST to int32, ADD 128, GATHER.
 """
 
 from __future__ import annotations
@@ -436,7 +436,7 @@ def _known_tables(x: QTensor, y: QTensor) -> list[tuple[str, int, int, np.ndarra
         # Micro's RELU6 takes both scales for one.
         ("RELU6", 2, 0, lambda x, y: tables.relu_table(x, y, 6.0), (x.scale, x.zero_point) == (y.scale, y.zero_point)),
         ("QUANTIZE", 2, 89, tables.requantize_table, True),
-        ("LOGISTIC", 2, 0, tables.logistic_table, (y.scale, y.zero_point) == (1 / 256, -128)),
+        ("LOGISTIC", 2, 0, tables.logistic_table, (y.scale, y.zero_point) == (1 / 256, -128) and _is_sure_sigmoid(x)),
         ("TANH", 2, 0, tables.tanh_table, (y.scale, y.zero_point) == (1 / 128, 0)),
         ("HARD_SWISH", 1, 91, tables.hard_swish_table, True),
     ]
@@ -448,6 +448,12 @@ def _known_tables(x: QTensor, y: QTensor) -> list[tuple[str, int, int, np.ndarra
             except GraphError:
                 continue
     return known
+
+
+def _is_sure_sigmoid(x: QTensor) -> bool:
+    """Whether no code's sigmoid lies so near a tie that float32, in which LiteRT computes it, could round it the other way."""
+    steps = 256 / (1 + np.exp(np.clip(-x.scale * (tables.CODES - x.zero_point), -700, 700)))
+    return bool((np.abs(steps % 1 - 0.5) > 5e-5).all())
 
 
 def _operator_code(name: str, version: int) -> Fields:

@@ -125,6 +125,11 @@ typedef struct {
     uint32_t count;
 } ll_copy_params;
 
+/* A part of an image, from one that is wider or into one that is wider; input and output are the part's first bytes in them. */
+typedef struct {
+    uint32_t rows, row_bytes, from_bytes, to_bytes; /* the last two: from one row to the next */
+} ll_copy_rows_params;
+
 typedef struct {
     uint16_t in_h, in_w, channels, factor_h, factor_w;
 } ll_upsample_params;
@@ -147,6 +152,7 @@ void ll_softmax(const ll_softmax_params *params, const int8_t *input, int8_t *ou
 void ll_lookup(const ll_lookup_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_pad(const ll_pad_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_copy(const ll_copy_params *params, const int8_t *input, int8_t *output, void *scratch);
+void ll_copy_rows(const ll_copy_rows_params *params, const int8_t *input, int8_t *output, void *scratch);
 void ll_upsample_nearest(const ll_upsample_params *params, const int8_t *input, int8_t *output, void *scratch);
 
 /* Concatenation is one function per number of inputs, so that calls stay typed. */

@@ -84,6 +84,27 @@ void ll_copy(const ll_copy_params *params, const int8_t *input, int8_t *output, 
     if (input != output) ll_copy_bytes(output, input, params->count);
 }
 
+/* Ascending, each word read before it is written: the output may begin at or before the input, in the same memory. */
+void ll_copy_rows(const ll_copy_rows_params *params, const int8_t *input, int8_t *output, void *scratch) {
+    (void)scratch;
+    for (uint32_t y = 0; y < params->rows; y++, input += params->from_bytes, output += params->to_bytes) {
+        const int8_t *from = input, *stop = input + params->row_bytes;
+        int8_t *to = output;
+        for (; stop - from >= 16; from += 16, to += 16) {
+            uint32_t a = ll_load4(from), b = ll_load4(from + 4), c = ll_load4(from + 8), d = ll_load4(from + 12);
+            ll_store4(to, a);
+            ll_store4(to + 4, b);
+            ll_store4(to + 8, c);
+            ll_store4(to + 12, d);
+        }
+        for (; stop - from >= 4; from += 4, to += 4) ll_store4(to, ll_load4(from));
+        while (from != stop) {
+            *to++ = *from++;
+            __asm__("" ::: "memory");
+        }
+    }
+}
+
 void ll_upsample_nearest(const ll_upsample_params *params, const int8_t *input, int8_t *output, void *scratch) {
     uint32_t channels = params->channels, row = (uint32_t)params->in_w * params->factor_w * channels;
     (void)scratch;

@@ -6,6 +6,7 @@ enum {
     SYS_WRITE0 = 0x04,
     SYS_WRITE = 0x05,
     SYS_READ = 0x06,
+    SYS_SEEK = 0x0A,
     SYS_FLEN = 0x0C,
     SYS_EXIT_EXTENDED = 0x20
 };
@@ -40,6 +41,11 @@ int ll_read(int handle, void *bytes, uint32_t length) {
 int ll_write(int handle, const void *bytes, uint32_t length) {
     const uint32_t block[3] = {(uint32_t)handle, (uint32_t)bytes, length};
     return call(SYS_WRITE, block) == 0;
+}
+
+int ll_seek(int handle, uint32_t position) {
+    const uint32_t block[2] = {(uint32_t)handle, position};
+    return call(SYS_SEEK, block) == 0;
 }
 
 int32_t ll_file_bytes(int handle) {

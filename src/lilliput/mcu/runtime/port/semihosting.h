@@ -12,6 +12,8 @@ void ll_close(int handle);
 /* 1 if every byte was read (written), 0 if not. */
 int ll_read(int handle, void *bytes, uint32_t length);
 int ll_write(int handle, const void *bytes, uint32_t length);
+/* 1 if the next byte read is the one at this position, 0 if there is none. */
+int ll_seek(int handle, uint32_t position);
 /* Length of an open file in bytes, or -1. */
 int32_t ll_file_bytes(int handle);
 

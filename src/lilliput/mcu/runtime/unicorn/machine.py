@@ -193,6 +193,9 @@ class Machine:
             data = file.read(words[2])
             self.engine.mem_write(words[1], data)
             return words[2] - len(data)
+        if operation == 0x0A:  # SYS_SEEK
+            file.seek(words[1])
+            return 0
         if operation == 0x0C:  # SYS_FLEN
             return Path(file.name).stat().st_size
         self._fault(f"HardFault (semihosting operation {operation:#x} is not one of ours)", 0, HARD_FAULT_STATUS)
