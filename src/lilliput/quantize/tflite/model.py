@@ -18,6 +18,7 @@ from lilliput.quantize.tflite.schema import IDENTIFIER, VERSION, TensorType, bui
 
 MOST_BYTES = 2**31 - 1
 """The format's own limit."""
+MOST_AXES = 8
 MOST_ELEMENTS = 2**28
 """Of one activation: no microcontroller holds more, and a damaged shape must not become an allocation."""
 
@@ -127,7 +128,11 @@ class FileModel:
         return values.view(dtype).reshape(tensor.shape)
 
     def _tensor(self, index: int, table: Table) -> FileTensor:
-        shape = tuple(table.numbers(0, "<i4").tolist())
+        shape, signature = (tuple(table.numbers(field, "<i4").tolist()) for field in (0, 7))
+        if max(len(shape), len(signature)) > MOST_AXES:
+            raise DataError(
+                f"{self.what}: tensor {index} has {len(shape)} axes; at most {MOST_AXES}; convert the model again"
+            )
         buffer = table.integer(2, "I")
         if buffer >= len(self._buffers):
             raise DataError(
@@ -139,7 +144,7 @@ class FileModel:
             index=index,
             name=table.text(3),
             shape=shape,
-            signature=tuple(table.numbers(7, "<i4").tolist()),
+            signature=signature,
             type=table.integer(1, "b"),
             buffer=buffer,
             scale=(no_numbers if parameters is None else parameters.numbers(2, "<f4")).astype(np.float64),
