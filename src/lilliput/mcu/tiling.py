@@ -192,7 +192,9 @@ def outlook(graph: QuantizedGraph, schedule: Schedule, *, streams_input: bool) -
     for axis in (0, 1):
         total: dict[str, int] = {}
         most: dict[str, int] = {}
-        for output in tile_bounds(graph.tensors[schedule.split].shape[axis], schedule.grid[axis]):
+        # The map is not in memory yet while its very first tile is computed.
+        is_line = schedule.grid[1 - axis] == 1
+        for number, output in enumerate(tile_bounds(graph.tensors[schedule.split].shape[axis], schedule.grid[axis])):
             needed: dict[str, Interval] = {schedule.split: output}
             for op in reversed(stage):
                 for name in op.inputs:
@@ -200,16 +202,17 @@ def outlook(graph: QuantizedGraph, schedule: Schedule, *, streams_input: bool) -
                     needed[name] = _union(needed.get(name), read)
             for name, span in needed.items():
                 total[name] = total.get(name, 0) + span[1] - span[0]
-                most[name] = max(most.get(name, 0), span[1] - span[0])
+                if number > 0 or not is_line:
+                    most[name] = max(most.get(name, 0), span[1] - span[0])
         sums.append(total)
         largest.append(most)
     halo, tile_bytes = 0, 0
     for op in stage:
         height, width, channels = graph.tensors[op.name].shape
         source = op.inputs[0]
-        made, used = largest[0][op.name] * largest[1][op.name] * channels, 0
+        made, used = largest[0].get(op.name, 0) * largest[1].get(op.name, 0) * channels, 0
         if source != graph.input or streams_input:
-            used = largest[0][source] * largest[1][source] * graph.tensors[source].shape[2]
+            used = largest[0].get(source, 0) * largest[1].get(source, 0) * graph.tensors[source].shape[2]
         is_pixel_by_pixel = not isinstance(op, Conv2d) or op.is_depthwise or op.weight.shape[1:3] == (1, 1)
         tile_bytes = max(tile_bytes, max(made, used) if is_pixel_by_pixel else made + used)
         if op.name in graph.op_macs:
