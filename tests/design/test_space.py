@@ -5,7 +5,9 @@ import pytest
 
 from design.test_block import BASIC
 from lilliput.design import SearchSpace, chip_spaces
+from lilliput.design.block import K1DWK1
 from lilliput.design.chip import chip_strides, resolutions
+from lilliput.design.geometry import Patches, geometry
 from lilliput.errors import ConfigError, DataError
 
 
@@ -102,3 +104,25 @@ def test_resolutions_are_the_whole_three_quarters_and_half():
     assert resolutions(8) == (8,)
     with pytest.raises(ConfigError, match="image_size=4: must be at least 8 pixels"):
         chip_strides(4)
+
+
+def test_redistribution_leaves_windows_before_an_eighth_only_where_strides_need_them() -> None:
+    space = SearchSpace.inverted_residual(144, (2, 1, 2, 2, 1, 2), (3, 5), redistribute=True)
+    assert space.allowed_kernels == ((1,), (3,), (3,), (3, 5), (3, 5))
+    assert space.layer_limits == (3, 1, 1, 32, 32)
+    usual = SearchSpace.inverted_residual(144, (2, 1, 2, 2, 1, 2), (3, 5))
+    assert usual.allowed_kernels == ((3, 5),) * 5
+    assert SearchSpace.from_plain(space.to_plain()) == space
+
+
+def test_redistribution_shrinks_the_part_of_the_image_that_a_tile_depends_on() -> None:
+    """The published figure for MobileNetV2 at 224 with 4x4 tiles of its first map at an eighth: 75 pixels a side, 63 redistributed."""
+
+    def side(kernels: tuple[int, ...], layers: tuple[int, ...]) -> int:
+        blocks = (K1DWK1,) * 3
+        return geometry(blocks, 224, (2, 1, 2, 2), 3, kernels, layers, Patches(grid=4, blocks=3)).stem_input_side
+
+    assert side((3, 3, 3), (1, 2, 1)) == 75
+    space = SearchSpace.inverted_residual(224, (2, 1, 2, 2), redistribute=True)
+    first = tuple(kernels[0] for kernels in space.allowed_kernels)
+    assert side(first, space.layer_limits[:3]) == 63

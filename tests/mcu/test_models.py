@@ -10,7 +10,7 @@ import pytest
 
 from lilliput.mcu import load_tflite, plan
 from mcu.dummy import needs
-from quantize.tflite_runtimes import shared_model
+from quantize.tflite_runtimes import shared_data, shared_model
 
 
 def _benchmark():
@@ -80,3 +80,21 @@ def test_firmware_of_a_model_is_free_of_undefined_behaviour(tmp_path):
     x = np.random.default_rng(1).integers(-128, 128, (4, *graph.tensors[graph.input].shape), dtype=np.int8)
     receipt = plan(graph).emit_c(tmp_path / "firmware").run(x, board="host", sanitize=True)
     assert np.array_equal(receipt.output.reshape(-1), np.asarray(graph.run(x)).reshape(-1))
+
+
+@pytest.mark.slow
+def test_keyword_spotting_on_real_speech_is_as_good_in_c_and_the_same_on_the_chip(tmp_path):
+    needs("host", "auto")
+    path = shared_data() / "kws01" / "kws01.npz"
+    if not path.is_file():
+        pytest.skip("no ../shared/data/kws01")
+    data = np.load(path)
+    features, labels = (next(data[key] for key in data.files if data[key].ndim == rank) for rank in (4, 1))
+    graph = load_tflite(shared_model("kws_ref_model"))
+    firmware = plan(graph).emit_c(tmp_path / "firmware")
+    native = firmware.run(features, board="host").output
+    assert int((native.argmax(axis=1) == labels).sum()) == 901  # of 1,000, as TensorFlow Lite Micro
+    assert np.array_equal(native, graph.run(features))
+    needs("mps2-an386", "gcc-qemu")
+    chosen = np.random.default_rng(0).permutation(len(features))[:20]
+    assert np.array_equal(firmware.run(features[chosen], toolchain="gcc-qemu").output, native[chosen])

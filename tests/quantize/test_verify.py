@@ -11,7 +11,20 @@ import pytest
 
 from lilliput.errors import GraphError
 from lilliput.quantize import QTensor, QuantizedGraph
-from lilliput.quantize.qgraph import AvgPool2d, Clamp, Concat, Conv2d, Linear, Lookup, Mean, Mul, QOp, Reshape
+from lilliput.quantize.qgraph import (
+    AvgPool2d,
+    Clamp,
+    Concat,
+    Conv2d,
+    Crop,
+    Linear,
+    Lookup,
+    Mean,
+    Mul,
+    Paste,
+    QOp,
+    Reshape,
+)
 from lilliput.quantize.verify import accumulator_bound
 
 TABLE = np.zeros(256, dtype=np.int8)
@@ -150,3 +163,47 @@ def four() -> dict[str, Any]:
         "multiplier": np.full(4, 2**30, dtype=np.int32),
         "shift": np.full(4, -5, dtype=np.int32),
     }
+
+
+def test_parts_are_taken_and_put_where_they_say() -> None:
+    net = QuantizedGraph(
+        "net",
+        "x",
+        ("y",),
+        {
+            name: QTensor(name, shape, 0.1, 7)
+            for name, shape in (
+                ("x", (5, 6, 4)),
+                ("a", (2, 3, 4)),
+                ("b", (2, 3, 4)),
+                ("c", (5, 6, 4)),
+                ("y", (5, 6, 4)),
+            )
+        },
+        (
+            Crop(name="a", inputs=("x",), top=3, left=1),
+            Crop(name="b", inputs=("x",), top=0, left=3),
+            Paste(name="c", inputs=("a",), top=0, left=0),
+            Paste(name="y", inputs=("b", "c"), top=1, left=2),
+        ),
+    )
+    x = np.random.default_rng(0).integers(-128, 128, (2, 5, 6, 4), dtype=np.int8)
+    y = net.run(x)
+    assert np.array_equal(y[:, 1:3, 2:5], x[:, 0:2, 3:6])
+    assert np.array_equal(y[:, 0, 0:3], x[:, 3, 1:4])  # of the first piece, where the second does not cover it
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        (Crop(name="a", inputs=("x",), top=4, left=1), r"takes \[2, 3, 4\] at \(4, 1\) of \[5, 6, 4\]"),
+        (Crop(name="a", inputs=("x",), top=0, left=-1), r"at \(0, -1\)"),
+    ],
+)
+def test_parts_outside_the_image_are_refused(op: QOp, message: str) -> None:
+    tensors = {"x": QTensor("x", (5, 6, 4), 0.1, 0), "a": QTensor("a", (2, 3, 4), 0.1, 0)}
+    with pytest.raises(GraphError, match=message):
+        QuantizedGraph("net", "x", ("a",), tensors, (op,))
+    whole = {"x": QTensor("x", (5, 6, 4), 0.1, 0), "y": QTensor("y", (3, 3, 4), 0.1, 0)}
+    with pytest.raises(GraphError, match=r"puts \[5, 6, 4\] at \(0, 0\) of \[3, 3, 4\]"):
+        QuantizedGraph("net", "x", ("y",), whole, (Paste(name="y", inputs=("x",), top=0, left=0),))

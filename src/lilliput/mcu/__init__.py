@@ -5,6 +5,7 @@ from lilliput.mcu.boards import BOARDS, Board
 from lilliput.mcu.codegen import emit_c
 from lilliput.mcu.firmware import Firmware, Receipt
 from lilliput.mcu.plan import Plan, Step, plan
+from lilliput.mcu.tiling import Patches, Rows, splits
 from lilliput.mcu.toolchain import Toolchain, find_toolchain, probe
 from lilliput.quantize.tflite import load_tflite
 
@@ -14,8 +15,10 @@ __all__ = [
     "Board",
     "Firmware",
     "Packing",
+    "Patches",
     "Plan",
     "Receipt",
+    "Rows",
     "Step",
     "Toolchain",
     "emit_c",
@@ -24,5 +27,6 @@ __all__ = [
     "pack",
     "plan",
     "probe",
+    "splits",
     "verify_packing",
 ]
