@@ -134,7 +134,7 @@ def _is_split(plan: Plan, steps: Sequence[Step]) -> bool:
 
 
 def table(plan: Plan, op_instructions: Mapping[str, float] | None = None) -> str:
-    """One line a step, or with tiles a line for each operation of the whole network; then arena, scratch, stack, flash, multiply-accumulates.
+    """One line a step, or with tiles one for each operation of the whole network; then the totals.
 
     Args:
         plan: what to list.
