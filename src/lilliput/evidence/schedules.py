@@ -129,7 +129,7 @@ def tiles_on_image(
     width = (WIDTH - gap - 16) / 2
     height = min(width * rows / columns, 2 * width)
     width = height * columns / rows
-    middle = len(reads) // 2
+    middle = _middle(makes, map_shape)
     with canvas(max(WIDTH, 2 * width + gap + 16), top + height + below) as drawing:
         ground = place_axes(drawing, 8, top, width, height)
         pixels = image[..., 0] if image.shape[2] == 1 else image
@@ -150,6 +150,15 @@ def tiles_on_image(
         note(drawing, 8, 11, cut(f"read of the image, {rows}x{columns}", 34), va="center")
         note(drawing, 8 + width + gap, 11, cut(f"made of {map_name}, {map_shape[0]}x{map_shape[1]}", 34), va="center")
         return to_svg(drawing)
+
+
+def _middle(makes: Sequence[Region], map_shape: tuple[int, int]) -> int:
+    """The tile nearest to the middle of the map."""
+
+    def distance(each: Region) -> int:
+        return abs(sum(each.rows) - map_shape[0]) + abs(sum(each.columns) - map_shape[1])
+
+    return min(range(len(makes)), key=lambda index: distance(makes[index]))
 
 
 def _region(axes: Axes, each: Region, colour: str, alpha: Number) -> None:

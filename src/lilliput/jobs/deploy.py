@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from lilliput.errors import BudgetError, ConfigError, DataError, UnsupportedOpError
+from lilliput.errors import BudgetError, ConfigError, DataError, ToolchainError, UnsupportedOpError
 from lilliput.evidence import Budget, Evidence, Run
 
 if TYPE_CHECKING:
@@ -151,9 +151,8 @@ def deploy(config: DeployConfig) -> Run:
         ConfigError: the output directory exists, an option is out of range, or input 'stream' for what is no image.
     """
     from lilliput.jobs import deploy_report
-    from lilliput.jobs.deployment import require_toolchain
 
-    require_toolchain(config.board, config.toolchain)
+    _require_toolchain(config)
     path, name = _model(config.model)
     with Run.create(config.out, job="deploy", config=config, seed=config.seed, resume=config.resume) as run:
         with run.step("load model") as step:
@@ -177,6 +176,18 @@ def show(config: DeployConfig, run: Run) -> None:
     from lilliput.jobs.verdict import print_verdict
 
     print_verdict(run)
+
+
+def _require_toolchain(config: DeployConfig) -> None:
+    from lilliput.jobs.deployment import require_toolchain
+
+    try:
+        require_toolchain(config.board, config.toolchain)
+    except ToolchainError as error:
+        if config.board == "host":
+            raise
+        require_toolchain("host", "auto")  # what is proposed must work
+        raise ToolchainError(f"{error}; or run the same C on this computer alone, with --board host") from None
 
 
 def _say(config: DeployConfig, line: str) -> None:
@@ -307,8 +318,8 @@ def _array(path: str, option: str) -> np.ndarray:
         raise DataError(
             f"--{option} {path}: cannot be read ({error.strerror or 'no array file'}); give a .npy file"
         ) from None
-    except (ValueError, EOFError) as error:
-        raise DataError(f"--{option} {path}: is no .npy file of numbers ({error}); write one with numpy.save") from None
+    except (ValueError, EOFError):
+        raise DataError(f"--{option} {path}: is no .npy file of numbers; write one with numpy.save") from None
     if not isinstance(values, np.ndarray):
         raise DataError(f"--{option} {path}: holds {len(values.files)} arrays; give a .npy file with one")
     return values

@@ -115,7 +115,8 @@ def _lifetimes(made: Deployed, sram: int) -> Figure:
 
 
 def _boxes(plan: Plan) -> list[Lifetime]:
-    parts = {} if plan.tiling is None else plan.tiling.part_of
+    parts = {step.output: plan.qgraph.input for step in plan.steps if plan.is_read(step)}
+    parts |= {} if plan.tiling is None else plan.tiling.part_of
     return [
         Lifetime(
             short_name(parts.get(each.name, each.name)),
@@ -243,4 +244,4 @@ def _outputs(made: Deployed) -> Section:
             else "The chip ran a seeded sample of the inputs."
         )
     )
-    return Section("outputs", "Outputs", intro, [Table("Who computed what", columns, rows)])
+    return Section("outputs", "Outputs", intro.strip(), [Table("Who computed what", columns, rows)])

@@ -29,7 +29,7 @@ class OperationCost:
     shape: tuple[int, ...]
     """Of its output in the whole network."""
     tiles: int
-    """How often it is computed; 0 where another operation does it."""
+    """How often it is computed, or how many parts of the image are read; 0 where another operation does it."""
     macs: int
     """Of all tiles, ``halo_macs`` among them."""
     halo_macs: int
@@ -94,11 +94,11 @@ def _cost(
         kind=kind,
         source=whole.tensors[name].source,
         shape=whole.tensors[name].shape,
-        tiles=len(steps) if kind == "Read" else len(steps) - len(moves),
+        tiles=sum(step.inputs[0] == whole.input for step in steps) if kind == "Read" else len(steps) - len(moves),
         macs=macs,
         halo_macs=macs - whole.op_macs.get(name, 0),
-        instructions=sum(counted) if counted else None,
-        moving_instructions=sum(counts.get(step.output, 0.0) for step in moves),
+        instructions=float(sum(counted)) if counted else None,
+        moving_instructions=float(sum(counts.get(step.output, 0) for step in moves)),
         live_bytes=max((step.live_bytes for step in steps), default=0),
         scratch_bytes=max((step.scratch_bytes for step in steps), default=0),
         decisions=(f"done by {done_by}",)
