@@ -101,15 +101,15 @@ def _cost(
         moving_instructions=float(sum(counts.get(step.output, 0) for step in moves)),
         live_bytes=max((step.live_bytes for step in steps), default=0),
         scratch_bytes=max((step.scratch_bytes for step in steps), default=0),
-        decisions=(f"done by {done_by}",)
-        if not steps and done_by
-        else tuple(dict.fromkeys(_all_decisions(plan, name, steps))),
+        decisions=tuple(dict.fromkeys(_all_decisions(plan, name, steps, done_by))),
     )
 
 
-def _all_decisions(plan: Plan, name: str, steps: Sequence[Step]) -> Iterator[str]:
+def _all_decisions(plan: Plan, name: str, steps: Sequence[Step], done_by: str | None) -> Iterator[str]:
     parts, tensors = _parts(plan), plan.qgraph.tensors
     own = [step for step in steps if not isinstance(step.op, (Crop, Paste))]
+    if not own and done_by is not None:
+        yield f"done by {done_by}"
     if own and all(step.is_alias for step in own):
         yield "view"
     for step in own:
