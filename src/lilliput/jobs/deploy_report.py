@@ -80,7 +80,7 @@ def _saving(made: Deployed) -> str:
         words = "Every layer runs as a whole."
         return (image if plan.streams_input else "") + words
     saved = 1 - plan.sram_bytes / whole.sram_bytes
-    halos = f"{plan.halo_macs:,} multiply-accumulates ({plan.halo_macs / whole.macs:.2%}) are done again because tiles overlap"
+    halos = f"{plan.halo_macs:,} multiply-accumulates ({plan.halo_macs / max(whole.macs, 1):.2%}) are done again because tiles overlap"
     nothing = "no multiply-accumulate is done twice"
     return (
         f"{image if plan.streams_input else ''}The first layers run tile by tile: {plan.tiling.schedule}. Planned, that is "
