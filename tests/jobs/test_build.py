@@ -110,6 +110,16 @@ def test_the_report_shows_its_sections_and_needs_no_network(small):
     assert not list(run.path.parent.glob("*.partial"))
 
 
+def test_the_layers_instructions_sum_to_those_of_an_inference(small):
+    _, run = small
+    (layers,) = (section for section in run.report.sections if section.id == "layers")
+    (table,) = layers.blocks
+    column = table.columns.index("instructions")
+    counts = [row[column] for row in table.rows if row[column] is not None]
+    assert len(counts) > 3
+    assert sum(counts) == pytest.approx(run.evidence["instructions.per_inference"].value, abs=64 + 16 * len(counts))
+
+
 def test_what_is_chosen_trained_and_calibrated_does_not_depend_on_the_test_images(small, tmp_path, monkeypatch):
     """With the test images replaced by noise, the same network, weights and C come out."""
     from lilliput.data import ImageSplit

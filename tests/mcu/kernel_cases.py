@@ -324,6 +324,15 @@ def _random_pool(rng: np.random.Generator) -> Iterator[Case]:
         yield Case(label, op, tensors, [_codes(rng, (*size, channels))])
 
 
+def _large_pool(rng: np.random.Generator) -> Iterator[Case]:
+    """As many pixels as sums in 16 bits can hold, and one more."""
+    for size in ((16, 16), (1, 257)):
+        for codes in (np.full((*size, 6), -128, np.int8), _codes(rng, (*size, 6))):
+            tensors = {"x": QTensor("x", (*size, 6), 1.0, 0), "y": QTensor("y", (1, 1, 6), 1.0, 0)}
+            op = AvgPool2d(name="y", inputs=("x",), kernel=size, stride=size)
+            yield Case(f"average of {size}", op, tensors, [codes])
+
+
 def _random_mean(rng: np.random.Generator) -> Iterator[Case]:
     shape = (int(rng.integers(1, 8)), int(rng.integers(1, 8)), int(rng.integers(1, 9)))
     multiplier, shift = split_factor(float(np.exp(rng.uniform(-1, 1))) / (shape[0] * shape[1]))
@@ -388,6 +397,7 @@ FAMILIES = (
     _random_softmax,
     _random_movement,
     _random_square_depthwise,
+    _large_pool,
 )
 
 

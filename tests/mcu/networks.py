@@ -121,6 +121,13 @@ class Network:
         op = kind(name=f"t{len(self.ops)}", inputs=(x,), kernel=(kernel, kernel), stride=(kernel, kernel))
         return self._add_op(op, (height // kernel, width // kernel, channels), like=x)
 
+    def pool_same(self, x: str, kernel: int) -> str:
+        """Largest code, stride 1, padded to the same size."""
+        op = MaxPool2d(
+            name=f"t{len(self.ops)}", inputs=(x,), kernel=(kernel, kernel), stride=(1, 1), padding=(kernel // 2,) * 4
+        )
+        return self._add_op(op, self.shape(x), like=x)
+
     def pad(self, x: str) -> str:
         height, width, channels = self.shape(x)
         op = Pad(name=f"t{len(self.ops)}", inputs=(x,), padding=(0, 1, 1, 0))
@@ -166,10 +173,15 @@ class Network:
         }
 
 
-def mobilenet_v2(image: int = 224) -> QuantizedGraph:
-    """MobileNetV2-1.0 for ImageNet (arXiv:1801.04381, table 2)."""
-    net = Network("mobilenet_v2", (image, image, 3))
-    x = net.conv("x", 32, 3, 2)
+def mobilenet_v2(image: int = 224, width: float = 1.0, seed: int | None = None) -> QuantizedGraph:
+    """MobileNetV2 for ImageNet (arXiv:1801.04381, table 2); channels in eights where it is narrower, the last convolution never."""
+
+    def scaled(channels: int) -> int:
+        eights = max(8, int(channels * width + 4) // 8 * 8)
+        return eights + 8 if eights < 0.9 * channels * width else eights
+
+    net = Network("mobilenet_v2", (image, image, 3), seed)
+    x = net.conv("x", scaled(32), 3, 2)
     for expansion, channels, count, first_stride in (
         (1, 16, 1, 1),
         (6, 24, 2, 2),
@@ -183,7 +195,7 @@ def mobilenet_v2(image: int = 224) -> QuantizedGraph:
             skip, stride, inner = x, first_stride if index == 0 else 1, x
             if expansion > 1:
                 inner = net.conv(x, net.shape(x)[2] * expansion)
-            x = net.conv(net.depthwise(inner, 3, stride), channels)
+            x = net.conv(net.depthwise(inner, 3, stride), scaled(channels))
             if index:
                 x = net.add(skip, x)
     net.linear(net.reshape(net.mean(net.conv(x, 1280)), 1280), 1000)

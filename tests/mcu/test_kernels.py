@@ -79,6 +79,11 @@ def test_the_cases_reach_every_way_through_the_kernels(cases: list[Case]) -> Non
     for function in ("ll_conv", "ll_conv_1x1", "ll_linear", "ll_depthwise", *squares, "ll_mul"):
         for plain in (0, 1):
             assert any(f == function and f".is_plain_scale = {plain}" in p for f, p in params), (function, plain)
+    for function in ("ll_conv", "ll_linear"):  # sums are begun by one quad, then taken two by two
+        quick = [case for case in cases if case.call.function == function and is_quick(case)]
+        quads = {-(-case.op.weight[0].size // 4) for case in quick}
+        assert 1 in quads
+        assert {each % 2 for each in quads - {1}} == {0, 1}
     for half in (-1, 0, 1):
         assert any(f == "ll_add" and f".half = {half}" in p for f, p in params), half
     assert any((case.op.shift > 0).any() for case in cases if "conv" in case.call.function)
@@ -88,6 +93,13 @@ def test_the_cases_reach_every_way_through_the_kernels(cases: list[Case]) -> Non
         if hasattr(case.op, "clamp")
     ]
     assert 0.2 < np.mean(saturated) < 0.99
+
+
+def is_quick(case: Case) -> bool:
+    """Blocks of four channels with paired weights and a plain scale."""
+    groups = getattr(case.op, "groups", 1)
+    marks = (".is_paired = 1", ".is_plain_scale = 1")
+    return len(case.op.weight) // groups >= 4 and all(mark in case.call.params for mark in marks)
 
 
 def test_kernels_write_only_output_and_scratch(seen: list[tuple[Case, Seen]]) -> None:
@@ -127,7 +139,8 @@ def test_in_place_and_fused_runs_are_among_the_cases_of_every_kernel_that_allows
         pytest.param("ll_conv.c", "ll_widen_value(codes, p->in_zero_point", "ll_widen_value(codes, 0", id="convolutions pad with 0"),
         pytest.param("ll_depthwise.c", "r.end; to++) *to = p->in_zero_point", "r.end; to++) *to = 0", id="depthwise pads its sides with 0"),
         pytest.param("ll_conv.c", "out_x * p->stride_w", "out_x * (p->stride_w + 1)", id="convolutions step one too far"),
-        pytest.param("ll_depthwise.c", "top += p->stride_h", "top += p->stride_h + (y == 1)", id="depthwise steps one row too far, once"),
+        pytest.param("ll_depthwise.c", "y++, top += p->stride_h", "y++, top += p->stride_h + (y == 1)", id="depthwise steps too far, once"),
+        pytest.param("ll_depthwise.c", "slot == ring.first ? filter : turned", "filter", id="square filters do not turn with their rows"),
         pytest.param("ll_pool.c", "sum - count / 2", "sum + count / 2", id="negative averages round up"),
         pytest.param("ll_add.c", "p->zero_point[half_index]", "p->zero_point[0]", id="additions mix up zero points"),
     ],

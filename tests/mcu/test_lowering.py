@@ -80,7 +80,7 @@ def test_scratch_is_told_beforehand_exactly_as_the_call_says() -> None:
         (lambda rng: conv(rng, (8, 8, 16), 8, (1, 1)), 2 * 16 * 2),  # two pixels in 16 bits
         (lambda rng: conv(rng, (8, 8, 16), 8, (3, 3)), 2 * 144 * 2),
         (lambda rng: conv(rng, (8, 8, 3), 8, (3, 3)), 2 * 28 * 2 + 28),  # and one in bytes, as 3 channels fill no word
-        (lambda rng: conv(rng, (8, 8, 16), 16, (3, 3), padding=(1, 1, 1, 1), groups=16), 3 * 12 * 2 + 5 * 2 * 4),  # ring of 8 + 2, filter rows twice but one
+        (lambda rng: conv(rng, (8, 8, 16), 16, (3, 3), padding=(1, 1, 1, 1), groups=16), 3 * 12 * 2 + 5 * 2 * 4),  # ring and filter
         (lambda rng: conv(rng, (8, 8, 16), 16, (5, 5), padding=(2, 2, 2, 2), groups=16), 5 * 14 * 2 + 9 * 4 * 4),
         (lambda rng: conv(rng, (8, 8, 16), 16, (7, 7), (2, 2), padding=(3, 3, 3, 3), groups=16), 7 * 14 * 2 + 13 * 4 * 4),
         (lambda rng: conv(rng, (8, 8, 16), 16, (5, 3), padding=(2, 1, 2, 1), groups=16), 5 * 12 * 2 + 5 * (2 + 1) * 4),  # general

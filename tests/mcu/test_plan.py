@@ -453,21 +453,21 @@ def test_the_same_graph_gives_the_same_plan() -> None:
 
 def test_too_little_memory_names_the_layer_the_bytes_and_what_would_do() -> None:
     with pytest.raises(BudgetError) as caught:
-        plan(mobilenet_v2(), sram="256KB")
+        plan(mobilenet_v2(), sram="256KB", schedule="whole")
     assert str(caught.value) == (
         "'mobilenet_v2' needs 1,406,016 bytes of SRAM (arena 1,404,928 + scratch 64 + stack 1,024) > sram 262,144, "
-        "at 't3' (Conv2d, module 'layers.3', 112x112x96 int8); try sram=1406016 or an image of 96x96"
+        "at 't3' (Conv2d, module 'layers.3', 112x112x96 int8); try sram=1406016 or schedule='auto' or an image of 96x96"
     )
     needed = plan(mobilenet_v2()).sram_bytes
     assert plan(mobilenet_v2(), sram=needed).sram_bytes_limit == needed
     with pytest.raises(BudgetError):
-        plan(mobilenet_v2(), sram=needed - 1)
+        plan(mobilenet_v2(), sram=needed - 1, schedule="whole")
     assert plan(mobilenet_v2(88), sram="256KB").sram_bytes <= 262_144  # what the message proposes does work
 
 
 def test_a_decision_that_was_switched_off_is_proposed_where_it_would_help() -> None:
     with pytest.raises(BudgetError, match=r"try in_place=True, fuse_add=True \(needs 34,400\) or sram=50752"):
-        plan(resnet8(), sram="40KB", fuse_add=False)
+        plan(resnet8(), sram="40KB", fuse_add=False, schedule="whole")
 
 
 def test_a_network_without_an_image_is_told_to_be_narrower() -> None:

@@ -203,6 +203,32 @@ def test_fully_connected_layers(shape: tuple[int, ...], per_channel: bool, with_
         assert isinstance(graph.ops[-1], Linear)
 
 
+@pytest.mark.parametrize("layer", ["FULLY_CONNECTED", "CONV_2D"])
+def test_scales_are_multiplied_in_double(layer: str, tmp_path: Path) -> None:
+    """The product of these scales is a hair below 1/2, and 1/2 as float32, which would send ties of negative sums the other way."""
+    file, is_conv = TfliteFile(), layer == "CONV_2D"
+    shape = (1, 1, 1, 24) if is_conv else (1, 24)
+    x, y = file.tensor(shape, 1 + 2.0**-14), file.tensor(shape, 1.0)
+    eye = np.eye(24).reshape(24, *shape[1:])
+    weight = file.constant(eye, TensorType.INT8, scale=(1 - 2.0**-14) / 2)
+    bias = file.constant(np.zeros(24), scale=0.5)
+    options = [("b", 1), ("i", 1), ("i", 1), ("b", 0), ("i", 1), ("i", 1)]
+    file.operator(layer, [x, weight, bias], y, 1 if is_conv else 8, dict(enumerate(options)) if is_conv else {})
+    equal_in_both(file.content([x], [y]), tmp_path, exact=("tflite-micro", "litert") if is_conv else ("tflite-micro",))
+
+
+def test_a_product_of_scales_is_made_in_double_as_in_micro(tmp_path: Path) -> None:
+    """The same scales in a MUL: Micro's multiplier is a hair below 1/2, LiteRT's is 1/2, and a product of -1 tells them apart."""
+    file = TfliteFile()
+    x, other, y = (file.tensor((1, 4), *of) for of in ((1 + 2.0**-14, 0), ((1 - 2.0**-14) / 2, 2), (1.0, 0)))
+    file.operator("RESHAPE", [x, file.constant([1, 4])], other, 17)
+    file.operator("MUL", [x, other], y, 21)
+    content, one = file.content([x], [y]), np.ones((1, 4), dtype=np.int8)
+    assert (micro(content, one)[0] == -1).all()
+    assert (litert(content, one)[0] == 0).all()
+    assert (loaded(content, tmp_path).run(one) == -1).all()
+
+
 @pytest.mark.parametrize("activation", [0, 1, 2, 3])
 def test_additions_and_products(activation: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(activation)

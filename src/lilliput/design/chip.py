@@ -56,6 +56,7 @@ def chip_spaces(
     *,
     kernels: Sequence[int] = (3, 5),
     squeeze: bool = False,
+    redistribute: bool = False,
 ) -> tuple[SearchSpace, ...]:
     """A space for each input side, with one stride pattern, so that objectives may be compared.
 
@@ -69,6 +70,7 @@ def chip_spaces(
             kernels,
             channel_step=4,
             squeeze=squeeze,
+            redistribute=redistribute,
             stem_min=4,
             out_max=512,
             layers_max=12,

@@ -51,6 +51,12 @@ class SearchSpace:
     """Channels of a 1x1 convolution after the last block; 0 for none."""
     counter: str
     """What the budget's multiply-accumulates and parameters mean: the authors' ``reference``, or ``exact``: of the built network."""
+    redistributes: bool = False
+    """Receptive-field redistribution: before the map of an eighth of the image's side, windows above 1x1 only where a stride needs them.
+
+    Tiles of that map then depend on less of the image, so that patches recompute less; kernels and depths after it make up for it.
+    Super blocks of stride 1 before it have 1x1 windows, those of stride 2 the smallest kernel and one block.
+    Source: Lin et al. 2021, MCUNetV2 (arXiv:2110.15352), section 3.2."""
 
     @classmethod
     def bottleneck(
@@ -104,8 +110,9 @@ class SearchSpace:
         num_classes: int = 1000,
         head: int = 0,
         counter: str = "exact",
+        redistribute: bool = False,
     ) -> SearchSpace:
-        """1x1, depthwise kxk, 1x1 inverted residuals, with squeeze-and-excitation or without.
+        """1x1, depthwise kxk, 1x1 inverted residuals; squeeze-and-excitation and receptive-field redistribution are options.
 
         Raises:
             ConfigError: an option outside what is allowed, or sizes that do not go together.
@@ -116,7 +123,7 @@ class SearchSpace:
             block=K1DWSEK1 if squeeze else K1DWK1, image_size=image_size, strides=tuple(strides), kernels=tuple(sorted(set(kernels))),
             channel_step=channel_step, stem_min=stem_min, stem_max=stem_max, out_max=out_max, growth_max=growth_max, mid_ratio=mid_ratio,
             first_layers_max=first_layers_max, layers_max=layers_max, channels=channels, num_classes=num_classes, head=head,
-            counter=counter,
+            counter=counter, redistributes=redistribute,
         )  # fmt: skip
 
     @classmethod
@@ -223,15 +230,25 @@ class SearchSpace:
     def allowed_kernels(self) -> tuple[tuple[int, ...], ...]:
         """Kernels of each super block: 1.5 of them must fit its input; where none does, the smallest, if it is no larger than the map."""
         found = []
-        for side in self.input_sides:
+        for side, stride, is_early in zip(self.input_sides, self.strides[1:], self._is_early, strict=True):
             fitting = tuple(k for k in self.kernels if k == 1 or 1.5 * k <= side)
-            found.append(fitting or tuple(k for k in self.kernels[:1] if k <= side))
+            fitting = fitting or tuple(k for k in self.kernels[:1] if k <= side)
+            if is_early:
+                fitting = (1,) if stride == 1 else fitting[:1]
+            found.append(fitting)
         return tuple(found)
+
+    @property
+    def _is_early(self) -> tuple[bool, ...]:
+        """Super blocks whose receptive field is redistributed to later ones: their input is larger than an eighth of the image."""
+        return tuple(self.redistributes and prod(self.strides[: index + 1]) < 8 for index in range(self.depth))
 
     @property
     def layer_limits(self) -> tuple[int, ...]:
         """Most blocks of each super block."""
-        return (self.first_layers_max,) + (self.layers_max,) * (self.depth - 1)
+        limits = (self.first_layers_max,) + (self.layers_max,) * (self.depth - 1)
+        is_single = (early and stride == 2 for early, stride in zip(self._is_early, self.strides[1:], strict=True))
+        return tuple(1 if single else limit for single, limit in zip(is_single, limits, strict=True))
 
     @property
     def is_aligned(self) -> bool:

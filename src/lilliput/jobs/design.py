@@ -63,6 +63,8 @@ class DesignConfig:
     """Whether the first layers may run tile by tile where SRAM binds; halos are charged."""
     image: Literal["resident", "stream"] = "resident"
     """Under patches: the whole input stays in SRAM, or comes in tile by tile."""
+    redistribute: bool = False
+    """Inverted residuals only: before an eighth of the image's side, windows above 1x1 only where a stride needs them: smaller halos."""
     curves: bool = True
     """Solve again with half to twice of each budget and draw what that changes."""
     time_limit: float | None = None
@@ -201,11 +203,17 @@ def _space(config: DesignConfig, image_size: int, strides: tuple[int, ...]) -> S
         options["counter"] = config.counter
     if config.is_for_a_chip and kind.startswith("inverted"):
         options["stem_min"] = options["channel_step"]
+    if config.redistribute and not kind.startswith("inverted"):
+        raise ConfigError(
+            f"redistribute=True with space='{kind}': only inverted residuals have it; try space='inverted-residual'"
+        )
     if kind == "bottleneck":
         return SearchSpace.bottleneck(image_size, strides, **options)
     if kind == "plain":
         return SearchSpace.plain(image_size, strides, **options)
-    return SearchSpace.inverted_residual(image_size, strides, squeeze=kind.endswith("se"), **options)
+    return SearchSpace.inverted_residual(
+        image_size, strides, squeeze=kind.endswith("se"), redistribute=config.redistribute, **options
+    )
 
 
 def _best(config: DesignConfig, groups: list[list[Request]]) -> Design:

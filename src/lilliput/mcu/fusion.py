@@ -266,16 +266,18 @@ def _with_in_place(steps: _Steps, fused: tuple[Fused, ...], in_place: bool) -> I
 def _fusable(graph: QuantizedGraph) -> dict[str, list[QOp]]:
     """For each addition the operations that could take it in, in running order: nobody else may need what they make."""
     readers: dict[str, list[str]] = {}
+    position = {op.name: index for index, op in enumerate(graph.ops)}
     for op in graph.ops:
         for name in op.inputs:
             readers.setdefault(name, []).append(op.name)
     found = {}
     for add in graph.ops:
         if isinstance(add, Add):
+            makers = sorted(position[name] for name in set(add.inputs) if name in position)
             able = [
                 op
-                for op in graph.ops
-                if readers.get(op.name) == [add.name] and op.name not in graph.outputs and can_fuse_add(op, add)
+                for op in (graph.ops[index] for index in makers)
+                if readers[op.name] == [add.name] and op.name not in graph.outputs and can_fuse_add(op, add)
             ]
             if able:
                 found[add.name] = able

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import accumulate
 
 from lilliput.mcu.arena import Block
 
@@ -79,7 +80,7 @@ def timeline(
     for block in blocks:
         change[block.start] += block.size_bytes
         change[min(block.stop, end + 1)] -= block.size_bytes
-    live = [sum(change[: step + 1]) for step in range(end + 1)]
+    live = list(accumulate(change[: end + 1]))
     return Timeline(blocks, tied, tuple(hosts), tuple(live))
 
 

@@ -19,6 +19,8 @@ from lilliput.quantize.qgraph import Crop, QOp, QuantizedGraph
 
 _HEIGHTS = (8, 4, 2, 1)
 _NEVER = 2**62
+_PATIENCE = 40
+"""Schedules in a row, the most promising first, that may bring nothing before a search for the least memory ends."""
 _MOST_TILES = 8
 """Along one side: a finer grid recomputes more than rows would move."""
 
@@ -104,14 +106,17 @@ class Search:
     def smallest(self) -> Found:
         """The least memory found by any schedule, never more than the whole network's."""
         best = self.whole
+        patience = _PATIENCE
         for schedule, seen in sorted(self._outlooks, key=lambda each: each[1].least_bytes):
-            if seen.least_bytes >= best.total_bytes:
+            if seen.least_bytes >= best.total_bytes or patience == 0:
                 break
-            is_finest = not isinstance(schedule, Rows) or schedule.height == 1
-            if is_finest and self.least_bytes(schedule) < best.total_bytes:
+            if isinstance(schedule, Rows) and schedule.height > 1:
+                continue
+            patience -= 1
+            if self.least_bytes(schedule) < best.total_bytes:
                 found = self.tiled(schedule)
                 if found.total_bytes < best.total_bytes:
-                    best = found
+                    best, patience = found, _PATIENCE
         return best
 
     @cached_property
@@ -146,11 +151,12 @@ class Search:
         yield from self._grids(split)
 
     def _grids(self, split: str) -> Iterator[Patches]:
-        """Grids of tiles that are as square as the map's sides allow, each once."""
+        """Grids of tiles that are about square and of two pixels a side or more; narrower ones are what rows are for."""
         seen: set[tuple[int, int]] = set()
+        most = [max(1, self._side(split, axis) // 2) for axis in (0, 1)]
         for count in range(2, _MOST_TILES + 1):
-            for down, across in ((count, count), (count, count - 1), (count - 1, count), (count, 1), (1, count)):
-                grid = (min(down, self._side(split, 0)), min(across, self._side(split, 1)))
+            for down, across in ((count, count - 1), (count - 1, count), (count, count)):
+                grid = (min(down, most[0]), min(across, most[1]))
                 if grid not in seen and grid != (1, 1):
                     seen.add(grid)
                     yield Patches(split, grid)

@@ -102,7 +102,7 @@ class Tiling:
 
     @property
     def halo_macs(self) -> int:
-        """Multiply-accumulates done again because tiles overlap."""
+        """Multiply-accumulates done again because tiles overlap; below zero where strides leave out more than that."""
         return self.graph.macs - self.whole.macs
 
 
@@ -112,24 +112,28 @@ def splits(graph: QuantizedGraph) -> tuple[str, ...]:
     Such an operation's output is an image; everything before it can be computed on parts of images; and nothing after it reads any of that,
     or the input.
     """
-    readers: dict[str, list[int]] = {}
-    position = {op.name: index for index, op in enumerate(graph.ops)}
-    for index, op in enumerate(graph.ops):
-        for name in op.inputs:
-            readers.setdefault(name, []).append(index)
-    found = []
+    readers = _readers(graph)
+    return tuple(op.name for op in graph.ops if _can_split(graph, op, readers))
+
+
+def _readers(graph: QuantizedGraph) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
     for op in graph.ops:
-        stage = _stage(graph, op.name)
-        names = {each.name for each in stage} | {graph.input}
-        inside = {position[each.name] for each in stage}
-        shape = graph.tensors[op.name].shape
-        closed = all(set(readers.get(name, ())) <= inside for name in names - {op.name})
-        closed = closed and not names.intersection(graph.outputs)
-        # something worth cutting: an image of more than a pixel, made with the input among its ancestors
-        is_image = len(shape) == 3 and shape[0] * shape[1] > 1 and any(graph.input in each.inputs for each in stage)
-        if closed and is_image and all(_can_tile(each, graph) for each in stage):
-            found.append(op.name)
-    return tuple(found)
+        for name in op.inputs:
+            found.setdefault(name, set()).add(op.name)
+    return found
+
+
+def _can_split(graph: QuantizedGraph, op: QOp, readers: Mapping[str, set[str]]) -> bool:
+    shape = graph.tensors[op.name].shape
+    if len(shape) != 3 or shape[0] * shape[1] == 1:  # nothing to cut
+        return False
+    stage = _stage(graph, op.name)
+    inside = {each.name for each in stage}
+    before = (inside | {graph.input}) - {op.name}
+    reads_image = any(graph.input in each.inputs for each in stage)
+    is_closed = all(readers.get(name, set()) <= inside for name in before) and not before.intersection(graph.outputs)
+    return reads_image and is_closed and all(_can_tile(each, graph) for each in stage)
 
 
 def tile(graph: QuantizedGraph, schedule: Schedule, *, streams_input: bool = False) -> Tiling:
@@ -142,9 +146,9 @@ def tile(graph: QuantizedGraph, schedule: Schedule, *, streams_input: bool = Fal
     Raises:
         ConfigError: the network cannot be split there, or not into so many tiles.
     """
-    legal = splits(graph)
-    if schedule.split not in legal:
-        near = ", ".join(legal[-6:]) or "none: its first operation needs the whole image"
+    made_by = {op.name: op for op in graph.ops}
+    if schedule.split not in made_by or not _can_split(graph, made_by[schedule.split], _readers(graph)):
+        near = ", ".join(splits(graph)[-6:]) or "none: its first operation needs the whole image"
         raise ConfigError(
             f"'{graph.name}' cannot run tile by tile to '{schedule.split}': something after it reads what comes before it, or an operation "
             f"needs the whole map; splits: {near}"
@@ -181,7 +185,10 @@ def outlook(graph: QuantizedGraph, schedule: Schedule, *, streams_input: bool) -
     image = 0 if streams_input else graph.tensors[graph.input].bytes
     map_bytes = graph.tensors[schedule.split].bytes
     if isinstance(schedule, Rows):
-        return Outlook(0, image + map_bytes + _least_window_bytes(graph, stage, streams_input))
+        in_few = (
+            graph.tensors[schedule.split].shape[0] <= 2 * schedule.height
+        )  # then not all rows are kept at the same time
+        return Outlook(0, image + map_bytes + (0 if in_few else _least_window_bytes(graph, stage, streams_input)))
     # Boxes are rows times columns, so the area of all tiles of a layer is the sum of their heights times the sum of their widths.
     sums, largest = [], []
     for axis in (0, 1):
@@ -214,14 +221,14 @@ def outlook(graph: QuantizedGraph, schedule: Schedule, *, streams_input: bool) -
 
 
 def _least_window_bytes(graph: QuantizedGraph, stage: Sequence[QOp], streams_input: bool) -> int:
-    """Rows under the tallest window of each map: they are all in memory while the last of them is used."""
+    """Rows that stay when the tallest window of each map moves on: halfway through, they are all in memory."""
     rows: dict[str, int] = {}
     for op in stage:
         kernel, stride, dilation, _ = _windows(op, 0)
         reach = (kernel - 1) * dilation + 1
         for name in op.inputs:
             if reach > stride and (name != graph.input or streams_input):
-                rows[name] = max(rows.get(name, 0), min(reach, graph.tensors[name].shape[0]))
+                rows[name] = max(rows.get(name, 0), min(reach - stride, graph.tensors[name].shape[0]))
     return sum(count * graph.tensors[name].bytes // graph.tensors[name].shape[0] for name, count in rows.items())
 
 

@@ -17,7 +17,7 @@
 
 #define LL_MODEL_MACS 320u
 #define LL_MODEL_ARENA_BYTES 32u
-#define LL_MODEL_SCRATCH_BYTES 48u
+#define LL_MODEL_SCRATCH_BYTES 88u
 #define LL_MODEL_STACK_BYTES 1024u /* what the linker script sets aside; see README.md */
 
 extern int8_t ll_arena[];

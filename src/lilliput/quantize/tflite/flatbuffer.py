@@ -11,6 +11,7 @@ Source: the FlatBuffers internals document; the checks are ours.
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -20,7 +21,7 @@ from lilliput.errors import DataError
 READS = 16
 """How often the bytes of a file may be read over; weights that a few layers share are read by each."""
 
-_SCALARS = {code: struct.Struct(f"<{code}") for code in "?bBhHiIqQf"}
+_FORMS = {code: struct.Struct(f"<{code}") for code in "?bBhHiIqQf"}
 
 
 class File:
@@ -44,21 +45,16 @@ class File:
         """The error for a file that is not what it should be."""
         return DataError(f"{self.what}: {how} ({len(self.data):,} bytes); copy the file or convert the model again")
 
-    def scalar(self, code: str, at: int) -> int | float:
+    def number(self, code: str, at: int) -> Any:
         """The number at a place, by its letter in the ``struct`` module."""
-        form = _SCALARS[code]
+        form = _FORMS[code]
         if not 0 <= at <= len(self.data) - form.size:
             raise self.damaged(f"an offset leads to byte {at:,}, outside the file")
-        number: int | float = form.unpack_from(self.data, at)[0]
-        return number
-
-    def integer(self, code: str, at: int) -> int:
-        """The same, for the letters of integers."""
-        return int(self.scalar(code, at))
+        return form.unpack_from(self.data, at)[0]
 
     def span(self, at: int, item_bytes: int) -> tuple[int, int]:
         """First byte and length of the vector at a place."""
-        count, first = self.integer("I", at), at + 4
+        count, first = self.number("I", at), at + 4
         if count * item_bytes > len(self.data) - first:
             raise self.damaged(f"a vector of {count:,} items at byte {at:,} leads outside the file")
         self.spend(4 + count * item_bytes)
@@ -69,12 +65,13 @@ class Table:
     """One table: its fields by number, each with the value it has where the file leaves it out."""
 
     def __init__(self, file: File, at: int) -> None:
-        file.spend(16)
         self.file, self.at = file, at
-        self._list = at - file.integer("i", at)
-        self._list_bytes = file.integer("H", self._list)
-        if self._list_bytes < 4:
-            raise file.damaged(f"the table at byte {at:,} has a list of fields of {self._list_bytes} bytes")
+        fields_at = at - file.number("i", at)
+        list_bytes = file.number("H", fields_at)
+        if list_bytes < 4 or list_bytes > len(file.data) - fields_at:
+            raise file.damaged(f"the table at byte {at:,} has a list of fields of {list_bytes} bytes")
+        file.spend(16 + list_bytes)
+        self._fields = struct.unpack_from(f"<{list_bytes // 2 - 2}H", file.data, fields_at + 4)
 
     def has(self, field: int) -> bool:
         """Whether the file gives the field."""
@@ -83,12 +80,12 @@ class Table:
     def integer(self, field: int, code: str, default: int = 0) -> int:
         """An integer field, by its letter in the ``struct`` module."""
         at = self._place(field)
-        return default if at is None else self.file.integer(code, at)
+        return default if at is None else int(self.file.number(code, at))
 
     def scalar(self, field: int, default: float = 0.0) -> float:
         """A float32 field."""
         at = self._place(field)
-        return default if at is None else float(self.file.scalar("f", at))
+        return default if at is None else float(self.file.number("f", at))
 
     def flag(self, field: int) -> bool:
         """A boolean field."""
@@ -105,8 +102,8 @@ class Table:
         if at is None:
             return []
         first, count = self.file.span(at, 4)
-        places = range(first, first + 4 * count, 4)
-        return [Table(self.file, place + self.file.integer("I", place)) for place in places]
+        offsets = struct.unpack_from(f"<{count}I", self.file.data, first)
+        return [Table(self.file, first + 4 * index + offset) for index, offset in enumerate(offsets)]
 
     def numbers(self, field: int, dtype: str) -> Shaped[np.ndarray, " count"]:
         """A field that is a vector of numbers; a view of the file, not a copy."""
@@ -121,21 +118,18 @@ class Table:
         at = self._target(field)
         if at is None:
             return ""
-        count, first = self.file.integer("I", at), at + 4
+        count, first = self.file.number("I", at), at + 4
         if count > len(self.file.data) - first:
             raise self.file.damaged(f"a text of {count:,} bytes at byte {at:,} leads outside the file")
         return self.file.data[first : first + min(count, longest)].decode("utf-8", "replace")
 
     def _place(self, field: int) -> int | None:
-        entry = 4 + 2 * field
-        if entry + 2 > self._list_bytes:
-            return None
-        offset = self.file.integer("H", self._list + entry)
+        offset = self._fields[field] if field < len(self._fields) else 0
         return self.at + offset if offset else None
 
     def _target(self, field: int) -> int | None:
         place = self._place(field)
-        return None if place is None else place + self.file.integer("I", place)
+        return None if place is None else place + int(self.file.number("I", place))
 
 
 def root(data: bytes, identifier: bytes, what: str) -> Table:
@@ -152,4 +146,4 @@ def root(data: bytes, identifier: bytes, what: str) -> Table:
     if data[4:8] != identifier:
         found = data[4:8].decode("latin-1") if len(data) >= 8 else ""
         raise file.damaged(f"bytes 4 to 7 are {found!r}, must be {identifier.decode()!r}")
-    return Table(file, file.integer("I", 0))
+    return Table(file, file.number("I", 0))

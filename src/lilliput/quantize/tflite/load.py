@@ -2,8 +2,7 @@
 
 What the graph computes is what TensorFlow Lite Micro's reference kernels compute, to the bit. So
 
-- a multiplier is made of the scales in the precision in which the kernel makes it (float32 products for a fully connected layer with one
-  weight scale, double for all else), and a fused activation's bounds are rounded in float32;
+- multipliers are made of the scales in double precision, and a fused activation's bounds are rounded in float32, as the kernels do;
 - functions of one code (LOGISTIC, TANH, HARD_SWISH, RELU, RELU6, int8 QUANTIZE) become tables of what the kernel answers for each code;
 - padding that a convolution alone reads becomes the convolution's; other padding stays an operation;
 - where an operator passes codes through and the file gives its output another scale, a table that keeps every code changes the scale;
@@ -345,8 +344,7 @@ class _Loading:
             x = flat
         y = self._output(operator)
         activation = _activation(options, 0)
-        one_scale = len(self._input_tensor(operator, 1).scale) == 1
-        fields = self._layer(operator, x, y, weight, 0, activation, product_in_float32=one_scale)
+        fields = self._layer(operator, x, y, weight, 0, activation)
         self._emit(operator, qgraph.Linear, y, x.name, **fields)
 
     def _weights(self, operator: FileOperator, rank: int, depthwise: bool = False) -> np.ndarray:
@@ -374,15 +372,10 @@ class _Loading:
         weight: np.ndarray,
         axis: int,
         activation: int,
-        product_in_float32: bool = False,
     ) -> dict[str, Any]:
         """The fields that convolutions and linear layers have in common."""
         scales = self._weight_scales(operator, len(weight), axis)
-        if product_in_float32:
-            product = float(np.float32(x.scale) * np.float32(scales[0]))
-            q, exponent = quantize_multiplier(product / y.scale)
-            multiplier, shift = (np.full(len(weight), each, dtype=np.int32) for each in (q, exponent))
-        elif (scales == scales[0]).all():
+        if (scales == scales[0]).all():
             one, at = channel_multipliers(x.scale, scales[:1], y.scale)
             multiplier, shift = np.repeat(one, len(weight)), np.repeat(at, len(weight))
         else:

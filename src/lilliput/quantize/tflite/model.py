@@ -18,6 +18,7 @@ from lilliput.quantize.tflite.schema import IDENTIFIER, VERSION, TensorType, bui
 
 MOST_BYTES = 2**31 - 1
 """The format's own limit."""
+MOST_AXES = 8
 MOST_ELEMENTS = 2**28
 """Of one activation: no microcontroller holds more, and a damaged shape must not become an allocation."""
 
@@ -127,7 +128,11 @@ class FileModel:
         return values.view(dtype).reshape(tensor.shape)
 
     def _tensor(self, index: int, table: Table) -> FileTensor:
-        shape = tuple(table.numbers(0, "<i4").tolist())
+        shape, signature = (tuple(table.numbers(field, "<i4").tolist()) for field in (0, 7))
+        if max(len(shape), len(signature)) > MOST_AXES:
+            raise DataError(
+                f"{self.what}: tensor {index} has {len(shape)} axes; at most {MOST_AXES}; convert the model again"
+            )
         buffer = table.integer(2, "I")
         if buffer >= len(self._buffers):
             raise DataError(
@@ -135,14 +140,16 @@ class FileModel:
             )
         parameters = table.table(4)
         no_numbers = np.zeros(0)
+        with np.errstate(invalid="ignore"):  # a signalling NaN, which is refused where the scale is used
+            scale = (no_numbers if parameters is None else parameters.numbers(2, "<f4")).astype(np.float64)
         return FileTensor(
             index=index,
             name=table.text(3),
             shape=shape,
-            signature=tuple(table.numbers(7, "<i4").tolist()),
+            signature=signature,
             type=table.integer(1, "b"),
             buffer=buffer,
-            scale=(no_numbers if parameters is None else parameters.numbers(2, "<f4")).astype(np.float64),
+            scale=scale,
             zero_point=(no_numbers if parameters is None else parameters.numbers(3, "<i8")).astype(np.int64),
             axis=0 if parameters is None else parameters.integer(6, "i"),
             is_sparse=table.has(6),

@@ -3,8 +3,7 @@
 The file has no multipliers, only scales: each kernel makes its multiplier from them. So every operation is written in a form whose kernel
 arrives at exactly the graph's multiplier, shift, table or clamp, and refused where there is none. In particular
 
-- a linear layer becomes a 1x1 CONV_2D between reshapes, because one runtime's FULLY_CONNECTED rounds once where all other kernels round
-  twice; only where scales can be had for FULLY_CONNECTED alone, it is that;
+- a linear layer becomes a 1x1 CONV_2D between reshapes, because LiteRT's FULLY_CONNECTED rounds once where all other kernels round twice;
 - padding that is neither SAME nor VALID becomes a PAD before a VALID window (PADV2 with the least code before a maximum);
 - a table that is no kernel's own, or one that LiteRT's float sigmoid might miss by a code, becomes CAST to int32, ADD 128, GATHER.
 """
@@ -209,9 +208,6 @@ class _Saving:
     def _linear(self, op: q.Linear, x: list[QTensor], y: QTensor) -> None:
         fused = self._fused(op, op.clamp, y)
         (source,), (units, features) = x, op.weight.shape
-        if not self._is_made_by_a_convolution(op, source, y):
-            self._fully_connected(op, source, y, fused)
-            return
         scales = self._weight_scales(op, source, y)
         rows = prod(source.shape[:-1])
         before = replace(source, name=f"{op.name}.rows", shape=(rows, 1, features))
@@ -223,24 +219,6 @@ class _Saving:
         fields = {0: Scalar("b", Padding.VALID), 1: one, 2: one, 3: none, 4: one, 5: one}
         self._emit("CONV_2D", 3, [image, *self._layer(op, source, weight, scales, 0)], made, 1, fields)
         self._reshape(made, self._place(y), y.shape, op.name)
-
-    def _fully_connected(self, op: q.Linear, x: QTensor, y: QTensor, fused: int) -> None:
-        scale = np.float32(op.weight_scale[0])
-        product = float(np.float32(x.scale) * scale)
-        pair = quantize_multiplier(product / y.scale)
-        wanted = sorted({*zip(op.multiplier.tolist(), op.shift.tolist(), strict=True)})
-        self._require_same(op, [pair], wanted, "multiplier and shift")
-        inputs = [self._place(x), *self._layer(op, x, op.weight, np.array([scale]), 0)]
-        fields = {0: Scalar("b", fused), 2: Scalar("B", len(x.shape) > 1)}
-        self._emit("FULLY_CONNECTED", 5 if len(x.shape) > 1 else 4, inputs, self._place(y), 8, fields)
-
-    def _is_made_by_a_convolution(self, op: q.Linear, x: QTensor, y: QTensor) -> bool:
-        scales = op.weight_scale.astype(np.float32).astype(np.float64)
-        try:
-            multiplier, shift = channel_multipliers(x.scale, scales, y.scale)
-        except GraphError:
-            return False
-        return np.array_equal(multiplier, op.multiplier) and np.array_equal(shift, op.shift)
 
     def _weight_scales(self, op: q.Conv2d | q.Linear, x: QTensor, y: QTensor) -> Shaped[np.ndarray, " out"]:
         """Float32 weight scales from which a convolution makes the operation's multipliers."""

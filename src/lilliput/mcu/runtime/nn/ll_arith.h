@@ -30,12 +30,16 @@ LL_INLINE uint32_t ll_load4(const void *from) {
 LL_INLINE void ll_store4(void *to, uint32_t word) { __builtin_memcpy(to, &word, 4); }
 
 /* Short runs; both give the end of what they wrote. The last word overlaps the one before instead of leaving bytes; the empty asm keeps
- * compilers from turning a few bytes into a call of memcpy or memset. */
+ * compilers from turning a few bytes into a call of memcpy or memset, and from unrolling. */
 LL_INLINE int8_t *ll_copy_bytes(int8_t *to, const int8_t *from, uint32_t count) {
     int8_t *end = to + count;
     if (count >= 4) {
-        for (; count > 4; to += 4, from += 4, count -= 4) ll_store4(to, ll_load4(from));
-        ll_store4(end - 4, ll_load4(from + count - 4));
+        const int8_t *last = from + count - 4;
+        while (from < last) {
+            ll_store4(to, ll_load4(from)), to += 4, from += 4;
+            __asm__("" ::: "memory");
+        }
+        ll_store4(end - 4, ll_load4(last));
         return end;
     }
     while (to != end) {
@@ -82,6 +86,11 @@ LL_INLINE uint32_t ll_odds(uint32_t x) { /* bytes 1 and 3 */
     __asm__("sxtb16 %0, %1, ror #8" : "=r"(r) : "r"(x));
     return r;
 }
+LL_INLINE uint32_t ll_add2(uint32_t a, uint32_t b) { /* of two halfwords */
+    uint32_t r;
+    __asm__("sadd16 %0, %1, %2" : "=r"(r) : "r"(a), "r"(b) : "cc");
+    return r;
+}
 LL_INLINE int32_t ll_saturate8(int32_t x) {
     int32_t r;
     __asm__("ssat %0, #8, %1" : "=r"(r) : "r"(x));
@@ -120,6 +129,7 @@ LL_INLINE uint32_t ll_evens(uint32_t x) {
     return (uint32_t)(uint16_t)(int8_t)(uint8_t)x | (uint32_t)(uint16_t)(int8_t)(uint8_t)(x >> 16) << 16;
 }
 LL_INLINE uint32_t ll_odds(uint32_t x) { return ll_evens(x >> 8); }
+LL_INLINE uint32_t ll_add2(uint32_t a, uint32_t b) { return ((a + b) & 0xFFFFu) | ((a >> 16) + (b >> 16)) << 16; }
 LL_INLINE int32_t ll_saturate8(int32_t x) { return x < -128 ? -128 : x > 127 ? 127 : x; }
 LL_INLINE uint32_t ll_pack4(int32_t a, int32_t b, int32_t c, int32_t d) {
     return (uint32_t)(uint8_t)a | (uint32_t)(uint8_t)b << 8 | (uint32_t)(uint8_t)c << 16 | (uint32_t)(uint8_t)d << 24;

@@ -17,45 +17,51 @@
 uint64_t ll_macs;
 #endif
 
-/* What ll_blocks_2x4 does: `blocks` whole blocks of four channels, paired weights and a plain scale. The assembly knows the offsets. */
+/* What ll_blocks_2x4 does for every two pixels: `blocks` whole blocks of four channels, paired weights and a plain scale. The assembly
+ * knows the offsets. */
 typedef struct {
     const uint32_t *codes;
+    uint32_t weight_bytes; /* of a block */
     const uint32_t *weights;
     const int32_t *constants;
-    int8_t *output;        /* of the first pixel */
-    int8_t *output1;       /* of the second; written first, so that `output` here too discards it */
-    uint32_t weight_bytes; /* of a block */
     uint32_t blocks;
     int32_t odd; /* 2 * zero_point + 1, see ll_plain_offset */
     uint32_t is_clamped;
     uint32_t lower, upper; /* four times each */
 } ll_blocks;
 
-void ll_blocks_2x4(ll_blocks *job);
+/* The second pixel is written first: the same output for both discards it. */
+void ll_blocks_2x4(const ll_blocks *job, int8_t *output, int8_t *output1);
 
 #if LL_DSP
-/* By hand and outside any function: eight sums, two codes, a weight and three pointers are all fourteen registers, and compilers spill.
- * Sums: first pixel of A B C D in r4 r6 r8 r10, second in r5 r7 r9 r11; A and C still hold 256 * a + b until b is taken off. */
+/* By hand and outside any function: eight sums, two codes, two weights and two pointers are all fourteen registers, and compilers spill.
+ * Sums: first pixel of A B C D in r4 r6 r8 r10, second in r5 r7 r9 r11; A and C still hold 256 * a + b until b is taken off. The frame: end
+ * of the block's weights, weights, constants, blocks left, output, output1, job. */
 __asm__(".pushsection .text.ll_blocks_2x4, \"ax\", %progbits\n"
         ".syntax unified\n"
         ".thumb\n"
         ".p2align 2\n"
         ".global ll_blocks_2x4\n"
         ".type ll_blocks_2x4, %function\n"
-        ".macro ll_pair_step\n"
+        ".macro ll_start sum, a, b\n"
+        "smuad \\sum, \\a, \\b\n"
+        ".endm\n"
+        ".macro ll_go_on sum, a, b\n"
+        "smlad \\sum, \\a, \\b, \\sum\n"
+        ".endm\n"
+        ".macro ll_pair_step add=ll_go_on\n"
         "ldrd r2, r12, [r0], #8\n" /* codes of the first pixel, of the second */
-        "ldr r3, [r1], #4\n"       /* AB */
-        "smlad r4, r3, r2, r4\n"
-        "smlad r5, r3, r12, r5\n"
+        "ldrd r3, lr, [r1], #8\n"  /* AB, CD */
+        "\\add r4, r3, r2\n"
+        "\\add r5, r3, r12\n"
         "sxtb16 r3, r3\n"
-        "smlad r6, r3, r2, r6\n"
-        "smlad r7, r3, r12, r7\n"
-        "ldr r3, [r1], #4\n" /* CD */
-        "smlad r8, r3, r2, r8\n"
-        "smlad r9, r3, r12, r9\n"
-        "sxtb16 r3, r3\n"
-        "smlad r10, r3, r2, r10\n"
-        "smlad r11, r3, r12, r11\n"
+        "\\add r8, lr, r2\n"
+        "\\add r9, lr, r12\n"
+        "sxtb16 lr, lr\n"
+        "\\add r6, r3, r2\n"
+        "\\add r7, r3, r12\n"
+        "\\add r10, lr, r2\n"
+        "\\add r11, lr, r12\n"
         ".endm\n"
         ".macro ll_scale_two first, second, twice:vararg\n" /* as ll_rescale_plain */
         "ldm r3!, {r0, r1, r2}\n"                           /* 2 * bias, multiplier, right */
@@ -75,36 +81,40 @@ __asm__(".pushsection .text.ll_blocks_2x4, \"ax\", %progbits\n"
         ".endm\n"
         "ll_blocks_2x4:\n"
         "push {r0, r4-r11, lr}\n"
+        "ldrd r4, r5, [r0, #8]\n"
+        "ldr r6, [r0, #16]\n"
+        "sub sp, sp, #24\n"
+        "strd r4, r5, [sp, #4]\n"
+        "strd r6, r1, [sp, #12]\n"
+        "str r2, [sp, #20]\n"
         "1:\n"
-        "ldr r2, [r0, #20]\n"
-        "ldrd r0, r1, [r0]\n"
-        "add lr, r1, r2\n" /* end of the block's weights */
-        "movs r4, #0\n"
-        "movs r5, #0\n"
-        "movs r6, #0\n"
-        "movs r7, #0\n"
-        "mov r8, #0\n"
-        "mov r9, #0\n"
-        "mov r10, #0\n"
-        "mov r11, #0\n"
-        "lsls r2, r2, #27\n" /* an odd number of quads? */
-        "bpl 2f\n"
+        "ldrd r0, r2, [r0]\n"
+        "ldr r1, [sp, #4]\n"
+        "add r3, r1, r2\n"
+        "str r3, [sp]\n"
+        "lsls r2, r2, #27\n" /* an odd number of quads? nothing changes the flags until that is asked */
+        "ll_pair_step ll_start\n"
+        "ll_pair_step\n"
+        "bmi 2f\n"
         "ll_pair_step\n"
         "ll_pair_step\n"
-        "cmp r1, lr\n"
-        "beq 3f\n"
         "2:\n"
-        "ll_pair_step\n"
-        "ll_pair_step\n"
-        "ll_pair_step\n"
-        "ll_pair_step\n"
-        "cmp r1, lr\n"
-        "bne 2b\n"
+        "ldr r2, [sp]\n"
+        "cmp r1, r2\n"
+        "beq 4f\n"
         "3:\n"
-        "ldr r12, [sp]\n"
-        "str r1, [r12, #4]\n"
-        "ldr r3, [r12, #8]\n"
-        "ldr lr, [r12, #28]\n"
+        "ll_pair_step\n"
+        "ll_pair_step\n"
+        "ll_pair_step\n"
+        "ll_pair_step\n"
+        "ldr r2, [sp]\n"
+        "cmp r1, r2\n"
+        "bne 3b\n"
+        "4:\n"
+        "ldr r12, [sp, #24]\n"
+        "ldr r3, [sp, #8]\n"
+        "str r1, [sp, #4]\n"
+        "ldr lr, [r12, #20]\n"
         "sub r4, r4, r6\n"
         "sub r5, r5, r7\n"
         "sub r8, r8, r10\n"
@@ -119,11 +129,11 @@ __asm__(".pushsection .text.ll_blocks_2x4, \"ax\", %progbits\n"
         "bfi r5, r7, #8, #8\n"
         "bfi r5, r9, #16, #8\n"
         "bfi r5, r11, #24, #8\n"
-        "ldr r0, [sp]\n"
-        "str r3, [r0, #8]\n"
-        "ldr r1, [r0, #32]\n"
-        "cbz r1, 4f\n"
-        "ldrd r1, r2, [r0, #36]\n"
+        "ldr r0, [sp, #24]\n"
+        "str r3, [sp, #8]\n"
+        "ldr r1, [r0, #24]\n"
+        "cbz r1, 5f\n"
+        "ldrd r1, r2, [r0, #28]\n"
         "ssub8 r3, r4, r1\n"
         "sel r4, r4, r1\n"
         "ssub8 r3, r5, r1\n"
@@ -132,28 +142,33 @@ __asm__(".pushsection .text.ll_blocks_2x4, \"ax\", %progbits\n"
         "sel r4, r4, r2\n"
         "ssub8 r3, r2, r5\n"
         "sel r5, r5, r2\n"
-        "4:\n"
-        "ldrd r1, r2, [r0, #12]\n"
+        "5:\n"
+        "ldrd r1, r2, [sp, #16]\n"
+        "ldr r3, [sp, #12]\n"
         "str r5, [r2], #4\n"
         "str r4, [r1], #4\n"
-        "strd r1, r2, [r0, #12]\n"
-        "ldr r1, [r0, #24]\n"
-        "subs r1, r1, #1\n"
-        "str r1, [r0, #24]\n"
+        "subs r3, r3, #1\n"
+        "strd r1, r2, [sp, #16]\n"
+        "str r3, [sp, #12]\n"
         "bne 1b\n"
+        "add sp, sp, #24\n"
         "pop {r0, r4-r11, pc}\n"
         ".size ll_blocks_2x4, . - ll_blocks_2x4\n"
         ".purgem ll_pair_step\n"
+        ".purgem ll_start\n"
+        ".purgem ll_go_on\n"
         ".purgem ll_scale_two\n"
         ".popsection\n");
 #else
-void ll_blocks_2x4(ll_blocks *job) {
-    for (; job->blocks; job->blocks--, job->constants += 12, job->output += 4, job->output1 += 4) {
+void ll_blocks_2x4(const ll_blocks *job, int8_t *output, int8_t *output1) {
+    const uint32_t *weights = job->weights;
+    const int32_t *constants = job->constants;
+    for (uint32_t block = job->blocks; block; block--, constants += 12, output += 4, output1 += 4) {
         int32_t sums[8] = {0, 0, 0, 0, 0, 0, 0, 0}; /* by channel and pixel */
         const uint32_t *codes = job->codes;
         for (uint32_t step = job->weight_bytes / 8; step; step--, codes += 2) {
             for (int pair = 0; pair < 2; pair++) {
-                uint32_t raw = *job->weights++, low = ll_evens(raw);
+                uint32_t raw = *weights++, low = ll_evens(raw);
                 for (int pixel = 0; pixel < 2; pixel++) {
                     sums[4 * pair + pixel] = ll_smlad(raw, codes[pixel], sums[4 * pair + pixel]);
                     sums[4 * pair + 2 + pixel] = ll_smlad(low, codes[pixel], sums[4 * pair + 2 + pixel]);
@@ -163,14 +178,14 @@ void ll_blocks_2x4(ll_blocks *job) {
         for (int pixel = 1; pixel >= 0; pixel--) {
             int32_t code[4];
             for (int c = 0; c < 4; c++) {
-                const int32_t *k = job->constants + 3 * c;
+                const int32_t *k = constants + 3 * c;
                 int32_t sum = sums[2 * c + pixel];
                 if (c % 2 == 0) sum = ll_unpair(sum, sums[2 * c + 2 + pixel]);
                 code[c] = ll_rescale_plain(ll_twice(sum, k[0]), k[1], k[2], (int32_t)((uint32_t)job->odd << k[2]) >> 1);
             }
             uint32_t word = ll_pack4(code[0], code[1], code[2], code[3]);
             if (job->is_clamped) word = ll_min4(ll_max4(word, job->lower), job->upper);
-            ll_store4(pixel ? job->output1 : job->output, word);
+            ll_store4(pixel ? output1 : output, word);
         }
     }
 }
@@ -227,23 +242,6 @@ static LL_NOINLINE void ll_rest(const ll_scaling *scaling, const int32_t *consta
         weights += quads * quad_words;
         channels -= block;
     }
-}
-
-/* All outputs of two pixels from their codes, for the channels from `first` on; output1 = output discards the second pixel. */
-LL_INLINE void ll_conv_pixels(const ll_conv_params *p, const uint32_t *weights, const uint32_t *codes, uint32_t quads,
-                              uint32_t first, uint32_t channels, int8_t *output, int8_t *output1) {
-    const ll_scaling *s = &p->scaling;
-    const int32_t *constants = s->channels + 3 * first;
-    uint32_t done = 0;
-    if (p->is_paired && s->is_plain_scale && channels >= 4) {
-        ll_blocks job = {codes, weights, constants, output, output1, 16 * quads, channels / 4, 2 * s->zero_point + 1,
-                         s->lower != -128 || s->upper != 127, ll_repeat4(s->lower), ll_repeat4(s->upper)};
-        ll_blocks_2x4(&job);
-        done = channels & ~3u;
-    }
-    if (done < channels)
-        ll_rest(s, constants + 3 * done, weights + done * quads, p->is_paired, codes, quads, channels - done, output + done,
-                output1 + done);
 }
 
 /* `count` codes, a multiple of four, widened to where one pixel's words lie. */
@@ -306,6 +304,31 @@ static LL_NOINLINE void ll_gather(const ll_conv_params *p, const int8_t *input, 
     }
 }
 
+/* The same for a window that lies inside the image, of one group and without horizontal dilation: its rows are runs of bytes. */
+static LL_NOINLINE void ll_gather_inside(const ll_conv_params *p, const int8_t *from, uint32_t *codes, int8_t *patch) {
+    uint32_t run = (uint32_t)p->kernel_w * p->in_c, count = run * p->kernel_h;
+    ptrdiff_t step = (ptrdiff_t)p->dilation_h * p->in_w * p->in_c;
+    const int8_t *end = from + p->kernel_h * step;
+    if (run % 4 == 0) {
+        for (; from != end; from += step) codes = ll_widen(codes, from, run);
+    } else {
+        int8_t *fill = patch;
+        for (; from != end; from += step) fill = ll_copy_bytes(fill, from, run);
+        for (; count % 4; count++) *fill++ = 0; /* meets weights of 0 */
+        ll_widen(codes, patch, count);
+    }
+}
+
+/* What lies under the window of one output pixel. */
+LL_INLINE void ll_take_window(const ll_conv_params *p, const int8_t *input, uint32_t channels, int32_t out_y, int32_t out_x,
+                              uint32_t *codes, int8_t *patch) {
+    int32_t y = out_y * p->stride_h - p->pad_top, x = out_x * p->stride_w - p->pad_left;
+    int is_inside = y >= 0 && y + (p->kernel_h - 1) * p->dilation_h < p->in_h && x >= 0 && x + p->kernel_w <= p->in_w;
+    if (is_inside && p->groups == 1 && p->dilation_w == 1)
+        ll_gather_inside(p, input + (ptrdiff_t)(y * p->in_w + x) * p->in_c, codes, patch);
+    else ll_gather(p, input, channels, out_y, out_x, codes, patch);
+}
+
 /* Where there is an addition, each pair of pixels goes to `plain` first and is added to the skip from there. */
 LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const ll_add_params *add, const int8_t *skip,
                              int8_t *output, void *scratch, int is_1x1) {
@@ -315,6 +338,10 @@ LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const
     int8_t *patch = (int8_t *)(codes + 4 * quads);
     int8_t *plain = patch + (group_in % 4 ? 4 * quads : 0);
     uint32_t pixels = (uint32_t)p->out_h * p->out_w, step = 2u * p->out_c;
+    const ll_scaling *s = &p->scaling;
+    uint32_t blocks = p->is_paired && s->is_plain_scale ? group_out / 4 : 0, done_channels = 4 * blocks;
+    ll_blocks job = {codes, 16 * quads, p->weights, s->channels, blocks, 2 * s->zero_point + 1,
+                     s->lower != -128 || s->upper != 127, ll_repeat4(s->lower), ll_repeat4(s->upper)};
     int32_t y = 0, x = 0;
     for (uint32_t done = 0; done < pixels; done += 2) {
         int is_single = done + 1 == pixels;
@@ -329,11 +356,15 @@ LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const
                 if (!is_single) ll_widen(codes + 1, from + group_in, group_in);
                 input += 2 * group_in;
             } else {
-                ll_gather(p, from, group_in, y, x, codes, patch);
-                if (!is_single) ll_gather(p, from, group_in, y1, x1, codes + 1, patch);
+                ll_take_window(p, from, group_in, y, x, codes, patch);
+                if (!is_single) ll_take_window(p, from, group_in, y1, x1, codes + 1, patch);
             }
-            ll_conv_pixels(p, p->weights + group * p->group_words, codes, quads, first, group_out, to + first,
-                           is_single ? to + first : to + first + p->out_c);
+            int8_t *to0 = to + first, *to1 = is_single ? to0 : to0 + p->out_c; /* the same for both discards the second */
+            job.weights = p->weights + group * p->group_words, job.constants = s->channels + 3 * first;
+            if (blocks) ll_blocks_2x4(&job, to0, to1);
+            if (done_channels < group_out)
+                ll_rest(s, job.constants + 3 * done_channels, job.weights + done_channels * quads, p->is_paired, codes, quads,
+                        group_out - done_channels, to0 + done_channels, to1 + done_channels);
             LL_COUNT((is_single ? 1 : 2) * (uint64_t)p->kernel_h * p->kernel_w * group_in * group_out);
         }
         if (add) {

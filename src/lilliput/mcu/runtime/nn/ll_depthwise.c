@@ -14,14 +14,13 @@ LL_INLINE uint32_t ll_load1(const int16_t *from) { return (uint16_t)*from; }
 typedef struct {
     const ll_depthwise_params *p;
     int16_t *first, *end, *slot;
-    int32_t index;          /* of the slot */
     int32_t next;           /* padded row that enters next */
     int32_t before, inside; /* columns left of the image, and of the image, in a row */
 } ll_ring;
 
 /* The columns beside the image keep the zero point from here on. */
 static LL_NOINLINE ll_ring ll_new_ring(const ll_depthwise_params *p, int16_t *memory) {
-    ll_ring r = {p, memory, memory + (uint32_t)p->ring_h * p->ring_w, memory, 0, 0, p->pad_left, 0};
+    ll_ring r = {p, memory, memory + (uint32_t)p->ring_h * p->ring_w, memory, 0, p->pad_left, 0};
     r.inside = p->ring_w - p->pad_left;
     if (r.inside > p->in_w) r.inside = p->in_w;
     if (r.inside < 0) r.inside = 0, r.before = p->ring_w;
@@ -34,24 +33,27 @@ LL_INLINE void ll_take_4(int16_t *to, const int8_t *from, ptrdiff_t step) {
     to[2] = from[2 * step], to[3] = from[3 * step];
 }
 
+static LL_NOINLINE void ll_take_row(int16_t *to, const int8_t *from, ptrdiff_t step, int32_t count) {
+    for (; count >= 8; count -= 8, to += 8, from += 8 * step) ll_take_4(to, from, step), ll_take_4(to + 4, from + 4 * step, step);
+    if (count & 4) ll_take_4(to, from, step), to += 4, from += 4 * step;
+    if (count & 2) to[0] = from[0], to[1] = from[step], to += 2, from += 2 * step;
+    if (count & 1) *to = *from;
+}
+
+static LL_NOINLINE void ll_fill_row(int16_t *to, int16_t value, int32_t count) {
+    for (int16_t *stop = to + count; to != stop;) *to++ = value;
+}
+
 /* Rows up to (not with) `end` enter; those before `start` are left out, as no output needs them any more. */
 static LL_NOINLINE void ll_enter_rows(ll_ring *r, const int8_t *input, int32_t start, int32_t end) {
     const ll_depthwise_params *p = r->p;
     if (r->next < start) r->next = start;
     for (; r->next < end; r->next++) {
-        int16_t *to = r->slot + r->before, *stop = to + r->inside;
         int32_t y = r->next - p->pad_top;
-        if (y >= 0 && y < p->in_h) {
-            ptrdiff_t step = p->in_c;
-            const int8_t *from = input + (ptrdiff_t)y * p->in_w * step;
-            for (; stop - to >= 8; to += 8, from += 8 * step) ll_take_4(to, from, step), ll_take_4(to + 4, from + 4 * step, step);
-            if (stop - to >= 4) ll_take_4(to, from, step), to += 4, from += 4 * step;
-            for (; to != stop; from += step) *to++ = *from;
-        } else {
-            while (to != stop) *to++ = p->in_zero_point;
-        }
-        r->slot += p->ring_w, r->index++;
-        if (r->slot == r->end) r->slot = r->first, r->index = 0;
+        if (y >= 0 && y < p->in_h) ll_take_row(r->slot + r->before, input + (ptrdiff_t)y * p->in_w * p->in_c, p->in_c, r->inside);
+        else ll_fill_row(r->slot + r->before, p->in_zero_point, r->inside);
+        r->slot += p->ring_w;
+        if (r->slot == r->end) r->slot = r->first;
     }
 }
 
@@ -80,17 +82,15 @@ LL_INLINE int ll_is_quick(const ll_scaling *s) { return s->is_plain_scale && s->
  * on, the low half of the first, the last word, and the third. Likewise for 3 and 7 taps. The last block may read past the ring's last
  * row, by less than the filter behind it is long; what it computes from there is not stored. */
 typedef struct ll_square ll_square;
-typedef void (*ll_sums)(ll_square *job); /* in assembly these take registers that are not those of C */
+typedef void (*ll_sums)(ll_square *job, const uint32_t *filter, const int16_t *column); /* in assembly these are not called from C */
 
-/* What one output row needs. The assembly knows the offsets. */
+/* What the output rows of a channel have in common. The assembly knows the offsets. */
 struct ll_square {
     int32_t doubled_bias, multiplier, right, offset;
-    int8_t *output;
-    uint32_t step;
-    const int16_t *column;
-    const uint32_t *weights;
+    uint32_t step, block_bytes;
+    const int16_t *ring;
+    uint32_t row_bytes;
     uint32_t blocks, rest; /* blocks of four outputs, and single outputs after them */
-    uint32_t block_bytes, row_bytes;
     ll_sums block_sums, rest_sums;
     int32_t sums[4];
 };
@@ -101,7 +101,7 @@ LL_INLINE int32_t ll_square_words(int32_t taps, int32_t stride) { return stride 
 #if LL_DSP
 /* By hand, as the registers are just enough: sums in r4 to r7, codes in r8 to r12, filter words in r2, r3 and where one is free.
  *
- * A function of sums gets r0: codes, r1: filter; the frame is [sp]: for its return address, [sp, #4]: row_bytes, [sp, #8]: the job. */
+ * A function of sums gets r0: codes, r1: filter; the frame is [sp]: for its return address, [sp, #4]: row_bytes, ... and the frame goes on as the caller likes. */
 __asm__(".pushsection .text.ll_square_macros, \"ax\", %progbits\n"
         ".syntax unified\n"
         ".thumb\n"
@@ -328,6 +328,7 @@ __asm__(".pushsection .text.ll_square_macros, \"ax\", %progbits\n"
         ".purgem ll_row_7_2_4\n"
         ".purgem ll_row_7_2_2\n"
 
+        /* r0: the job, r1: filter, r2: output. The frame: return address of the sums, row_bytes, blocks left, output, column, filter, job. */
         ".section .text.ll_square_row, \"ax\", %progbits\n"
         ".p2align 2\n"
         ".global ll_square_row\n"
@@ -342,91 +343,93 @@ __asm__(".pushsection .text.ll_square_macros, \"ax\", %progbits\n"
         ".endm\n"
         "ll_square_row:\n"
         "push {r0, r4-r11, lr}\n"
-        "ldr r3, [r0, #44]\n"
-        "push {r2, r3}\n" /* the return address goes over r2 */
+        "ldrd r4, r5, [r0, #24]\n" /* ring, row_bytes */
+        "ldr r6, [r0, #32]\n"
         "mov r12, r0\n"
-        "ldr r2, [r12, #32]\n"
-        "cmp r2, #0\n"
+        "sub sp, sp, #24\n"
+        "strd r5, r6, [sp, #4]\n"
+        "strd r2, r4, [sp, #12]\n"
+        "str r1, [sp, #20]\n"
+        "cmp r6, #0\n"
         "beq 2f\n"
         "1:\n"
-        "ldr r2, [r12, #48]\n"
-        "ldrd r0, r1, [r12, #24]\n"
+        "ldr r2, [r12, #40]\n"
+        "ldrd r0, r1, [sp, #16]\n"
         "blx r2\n"
-        "ldr r12, [sp, #8]\n"
+        "ldr r12, [sp, #24]\n"
         "ldm r12, {r0, r1, r2, r3, r8, r9}\n"
+        "ldrd r10, r11, [sp, #12]\n"
         "ll_code r4\n"
         "ll_code r5\n"
         "ll_code r6\n"
         "ll_code r7\n"
-        "strb r4, [r8]\n"
-        "strb r5, [r8, r9]\n"
-        "add r8, r8, r9, lsl #1\n"
-        "strb r6, [r8]\n"
-        "strb r7, [r8, r9]\n"
-        "add r8, r8, r9, lsl #1\n"
-        "str r8, [r12, #16]\n"
-        "ldr r0, [r12, #24]\n"
-        "ldrd r1, r2, [r12, #36]\n" /* rest, block_bytes */
-        "ldr r3, [r12, #32]\n"
-        "add r0, r0, r2\n"
+        "ldr r3, [sp, #8]\n"
+        "strb r4, [r10]\n"
+        "strb r5, [r10, r8]\n"
+        "add r10, r10, r8, lsl #1\n"
+        "strb r6, [r10]\n"
+        "strb r7, [r10, r8]\n"
+        "add r10, r10, r8, lsl #1\n"
+        "add r11, r11, r9\n"
         "subs r3, r3, #1\n"
-        "str r0, [r12, #24]\n"
-        "str r3, [r12, #32]\n"
+        "strd r10, r11, [sp, #12]\n"
+        "str r3, [sp, #8]\n"
         "bne 1b\n"
         "2:\n"
-        "ldr r1, [r12, #36]\n"
-        "cmp r1, #0\n"
-        "beq 3f\n"
-        "ldr r2, [r12, #52]\n"
-        "ldrd r0, r1, [r12, #24]\n"
-        "blx r2\n"
-        "ldr r12, [sp, #8]\n"
-        "ldm r12, {r0, r1, r2, r3, r8, r9}\n"
         "ldr r10, [r12, #36]\n"
+        "cmp r10, #0\n"
+        "beq 3f\n"
+        "ldr r2, [r12, #44]\n"
+        "ldrd r0, r1, [sp, #16]\n"
+        "blx r2\n"
+        "ldr r12, [sp, #24]\n"
+        "ldr r10, [sp, #12]\n"
+        "ldr r9, [r12, #36]\n"
+        "ldm r12, {r0, r1, r2, r3, r8}\n"
         "ll_code r4\n"
-        "strb r4, [r8]\n"
-        "cmp r10, #2\n"
+        "strb r4, [r10]\n"
+        "cmp r9, #2\n"
         "blt 3f\n"
         "ll_code r5\n"
-        "strb r5, [r8, r9]\n"
+        "strb r5, [r10, r8]\n"
         "beq 3f\n"
         "ll_code r6\n"
-        "add r8, r8, r9, lsl #1\n"
-        "strb r6, [r8]\n"
+        "strb r6, [r10, r8, lsl #1]\n"
         "3:\n"
-        "add sp, sp, #8\n"
+        "add sp, sp, #24\n"
         "pop {r0, r4-r11, pc}\n"
         ".size ll_square_row, . - ll_square_row\n"
         ".purgem ll_code\n"
 
-        /* The sums alone, to job->sums, for scales that are not plain. */
+        /* The sums alone, to job->sums, for scales that are not plain. r0: the job, r1: filter, r2: column, r3: the sums. */
         ".section .text.ll_square_sums, \"ax\", %progbits\n"
         ".p2align 2\n"
         ".global ll_square_sums\n"
         ".type ll_square_sums, %function\n"
         "ll_square_sums:\n"
         "push {r0, r4-r11, lr}\n"
-        "ldr r3, [r0, #44]\n"
-        "mov r12, r1\n"
-        "push {r2, r3}\n"
-        "ldrd r0, r1, [r0, #24]\n"
-        "blx r12\n"
+        "ldr r4, [r0, #28]\n"
+        "mov r0, r2\n"
+        "push {r3, r4}\n" /* the return address goes over the first */
+        "blx r3\n"
         "ldr r12, [sp, #8]\n"
-        "add r12, r12, #56\n"
+        "add r12, r12, #48\n"
         "stm r12, {r4, r5, r6, r7}\n"
         "add sp, sp, #8\n"
         "pop {r0, r4-r11, pc}\n"
         ".size ll_square_sums, . - ll_square_sums\n"
         ".popsection\n");
 
-void ll_square_row(ll_square *job);
-void ll_square_sums(ll_square *job, ll_sums sums);
-#define LL_SUMS(taps, stride) void ll_sums_##taps##_##stride##_4(ll_square *job), ll_sums_##taps##_##stride##_2(ll_square *job);
+void ll_square_row(const ll_square *job, const uint32_t *filter, int8_t *output);
+void ll_square_sums(ll_square *job, const uint32_t *filter, const int16_t *column, ll_sums sums);
+#define LL_SUMS(taps, stride) LL_DECLARE_SUMS(taps, stride, 4) LL_DECLARE_SUMS(taps, stride, 2)
+#define LL_DECLARE_SUMS(taps, stride, outputs) \
+    void ll_sums_##taps##_##stride##_##outputs(ll_square *job, const uint32_t *filter, const int16_t *column);
 #else
-LL_INLINE void ll_windows(ll_square *job, int taps, int stride, int outputs) {
-    for (int i = 0; i < outputs; i++) {
-        const int16_t *row = job->column + i * stride;
-        const uint32_t *w = job->weights;
+LL_INLINE void ll_windows(ll_square *job, const uint32_t *filter, const int16_t *column, int taps, int stride, int outputs) {
+    for (int i = 0; i < outputs; i++, column += stride) {
+        const int16_t *row = column;
+        const uint32_t *w = filter;
         int32_t sum = 0;
         for (int y = 0; y < taps; y++, row += job->row_bytes / 2, w += ll_square_words(taps, stride)) {
             for (int x = 0; x + 1 < taps; x += 2) sum = ll_smlad(ll_load2(row + x), w[x / 2], sum);
@@ -436,22 +439,13 @@ LL_INLINE void ll_windows(ll_square *job, int taps, int stride, int outputs) {
     }
 }
 
-static void ll_square_sums(ll_square *job, ll_sums sums) { sums(job); }
+static void ll_square_sums(ll_square *job, const uint32_t *filter, const int16_t *column, ll_sums sums) { sums(job, filter, column); }
 
-static void ll_square_row(ll_square *job) {
-    for (; job->blocks || job->rest; job->column += job->block_bytes / 2) {
-        uint32_t outputs = job->blocks ? 4 : job->rest;
-        (job->blocks ? job->block_sums : job->rest_sums)(job);
-        for (uint32_t i = 0; i < outputs; i++, job->output += job->step)
-            *job->output = (int8_t)ll_rescale_plain(ll_twice(job->sums[i], job->doubled_bias), job->multiplier, job->right, job->offset);
-        if (job->blocks) job->blocks--;
-        else job->rest = 0;
+#define LL_SUMS(taps, stride) LL_DEFINE_SUMS(taps, stride, 4) LL_DEFINE_SUMS(taps, stride, 2)
+#define LL_DEFINE_SUMS(taps, stride, outputs)                                                                               \
+    static void ll_sums_##taps##_##stride##_##outputs(ll_square *job, const uint32_t *filter, const int16_t *column) {      \
+        ll_windows(job, filter, column, taps, stride, outputs);                                                             \
     }
-}
-
-#define LL_SUMS(taps, stride)                                                                                \
-    static void ll_sums_##taps##_##stride##_4(ll_square *job) { ll_windows(job, taps, stride, 4); }          \
-    static void ll_sums_##taps##_##stride##_2(ll_square *job) { ll_windows(job, taps, stride, 2); }
 #endif
 LL_SUMS(3, 1)
 LL_SUMS(3, 2)
@@ -476,17 +470,26 @@ LL_INLINE void ll_pack_square(uint32_t *to, const int8_t *w, int32_t taps, int32
     }
 }
 
-/* One output row under a scale that is not plain, or with a clamp. */
-static LL_NOINLINE void ll_square_row_any(ll_square *job, const ll_scaling *s, const int32_t *constants) {
-    while (job->blocks || job->rest) {
-        uint32_t outputs = job->blocks ? 4 : job->rest;
-        ll_square_sums(job, job->blocks ? job->block_sums : job->rest_sums);
-        for (uint32_t i = 0; i < outputs; i++, job->output += job->step) *job->output = ll_any_code(s, constants, job->sums[i]);
-        job->column += job->block_bytes / 2;
-        if (job->blocks) job->blocks--;
-        else job->rest = 0;
+/* One output row under any scale. */
+static LL_NOINLINE void ll_square_row_any(ll_square *job, const uint32_t *filter, int8_t *output, const ll_scaling *s,
+                                          const int32_t *constants) {
+    const int16_t *column = job->ring;
+    for (uint32_t block = 0; block <= job->blocks; block++, column += job->block_bytes / 2) {
+        int is_whole = block < job->blocks;
+        uint32_t outputs = is_whole ? 4 : job->rest;
+        if (outputs) ll_square_sums(job, filter, column, is_whole ? job->block_sums : job->rest_sums);
+        for (uint32_t i = 0; i < outputs; i++, output += job->step) *output = ll_any_code(s, constants, job->sums[i]);
     }
 }
+
+#if !LL_DSP
+static void ll_square_row(ll_square *job, const uint32_t *filter, int8_t *output) {
+    const int32_t constants[3] = {job->doubled_bias, job->multiplier, job->right};
+    int32_t zero_point = job->offset >> job->right; /* half the divisor lies below it */
+    const ll_scaling scaling = {constants, zero_point, -128, 127, 1};
+    ll_square_row_any(job, filter, output, &scaling, constants);
+}
+#endif
 
 /* `taps` a side, horizontal stride 1 or 2, no dilation, channel multiplier 1. `taps` is a constant where this is inlined. */
 LL_INLINE void ll_depthwise_square(const ll_depthwise_params *p, const int8_t *input, int8_t *output, void *scratch, int32_t taps,
@@ -494,30 +497,37 @@ LL_INLINE void ll_depthwise_square(const ll_depthwise_params *p, const int8_t *i
     const int8_t *w = p->weights;
     const int32_t *constants = p->scaling.channels;
     int is_quick = ll_is_quick(&p->scaling);
-    int32_t words = ll_square_words(taps, p->stride_w);
     ll_ring ring = ll_new_ring(p, scratch);
+    int32_t words = ll_square_words(taps, p->stride_w), ring_w = p->ring_w, in_h = p->in_h;
     uint32_t *filter = (uint32_t *)ring.end;
-    uint32_t blocks = p->out_w / 4u, rest = p->out_w % 4u;
+    ptrdiff_t in_step = (ptrdiff_t)p->in_w * p->in_c, out_step = (ptrdiff_t)p->out_w * p->in_c;
     ll_square job; /* field by field: an initializer would call for a function that clears memory */
-    job.step = p->in_c, job.block_bytes = 8u * p->stride_w, job.row_bytes = 2u * p->ring_w;
-    job.block_sums = sums_4, job.rest_sums = rest == 3 ? sums_4 : sums_2;
+    job.step = p->in_c, job.block_bytes = 8u * p->stride_w, job.ring = ring.first, job.row_bytes = 2u * p->ring_w;
+    job.blocks = p->out_w / 4u, job.rest = p->out_w % 4u;
+    job.block_sums = sums_4, job.rest_sums = job.rest == 3 ? sums_4 : sums_2;
     for (uint32_t channel = p->in_c; channel; channel--, input++, w += taps * taps, constants += 3) {
         int8_t *to = output++;
-        ring.next = 0;
-        ring.slot = ring.first;
-        ring.index = 0;
+        int16_t *slot = ring.first;
+        const uint32_t *turned = filter + taps * words; /* where the oldest slot is not the first */
+        int32_t next = -p->pad_top, stop = next + taps, last = stop + p->out_h * p->stride_h;
         if (p->stride_w == 1) ll_pack_square(filter, w, taps, 1, p->kernel_h);
         else ll_pack_square(filter, w, taps, 2, p->kernel_h);
         if (is_quick) {
             job.doubled_bias = constants[0], job.multiplier = constants[1], job.right = constants[2];
             job.offset = ll_plain_offset(p->scaling.zero_point, constants[2]);
         }
-        for (int32_t y = 0, top = 0; y < p->out_h; y++, top += p->stride_h, to += p->out_w * job.step) {
-            ll_enter_rows(&ring, input, top, top + taps);
-            job.weights = filter + (ring.index ? taps - ring.index : 0) * words;
-            job.column = ring.first, job.output = to, job.blocks = blocks, job.rest = rest;
-            if (is_quick) ll_square_row(&job);
-            else ll_square_row_any(&job, &p->scaling, constants);
+        for (; stop < last; stop += p->stride_h, to += out_step) {
+            if (next < stop - taps) next = stop - taps; /* rows that no output needs */
+            for (; next < stop; next++) {
+                if ((uint32_t)next < (uint32_t)in_h)
+                    ll_take_row(slot + ring.before, input + next * in_step, p->in_c, ring.inside);
+                else ll_fill_row(slot + ring.before, p->in_zero_point, ring.inside);
+                slot += ring_w, turned -= words;
+                if (slot == ring.end) slot = ring.first, turned = filter + taps * words;
+            }
+            const uint32_t *rows = slot == ring.first ? filter : turned;
+            if (is_quick) ll_square_row(&job, rows, to);
+            else ll_square_row_any(&job, rows, to, &p->scaling, constants);
         }
     }
     LL_COUNT((uint64_t)p->out_h * p->out_w * p->in_c * taps * taps);

@@ -1,4 +1,4 @@
-/* Windows and means: one channel of one window at a time, so that outputs may overwrite inputs that no later window reads. */
+/* Windows and means: of one window, four channels or one at a time, so that outputs may overwrite inputs that no later window reads. */
 #include "ll_arith.h"
 
 typedef struct {
@@ -32,7 +32,16 @@ void ll_max_pool(const ll_pool_params *params, const int8_t *input, int8_t *outp
     for (int32_t y = 0; y < params->out_h; y++) {
         for (int32_t x = 0; x < params->out_w; x++) {
             ll_window w = ll_window_at(params, y, x);
-            for (int32_t c = 0; c < params->channels; c++) {
+            int32_t c = 0;
+            for (; c + 4 <= params->channels; c += 4, output += 4) {
+                uint32_t largest = 0x80808080u; /* -128 */
+                for (int32_t i = w.y0; i < w.y1; i++) {
+                    const int8_t *from = ll_tap(params, &w, input, i) + c;
+                    for (int32_t j = w.x0; j < w.x1; j++, from += step) largest = ll_max4(largest, ll_load4(from));
+                }
+                ll_store4(output, ll_min4(ll_max4(largest, ll_repeat4(params->lower)), ll_repeat4(params->upper)));
+            }
+            for (; c < params->channels; c++) {
                 int32_t largest = -128;
                 for (int32_t i = w.y0; i < w.y1; i++) {
                     const int8_t *from = ll_tap(params, &w, input, i) + c;
@@ -45,21 +54,39 @@ void ll_max_pool(const ll_pool_params *params, const int8_t *input, int8_t *outp
     }
 }
 
+LL_INLINE int8_t ll_average(const ll_pool_params *p, int32_t sum, int32_t count) {
+    if (count) sum = (sum > 0 ? sum + count / 2 : sum - count / 2) / count; /* half away from zero */
+    return (int8_t)ll_clamp(sum, p->lower, p->upper);
+}
+
 void ll_avg_pool(const ll_pool_params *params, const int8_t *input, int8_t *output, void *scratch) {
     ptrdiff_t step = (ptrdiff_t)params->dilation_w * params->channels;
     (void)scratch;
     for (int32_t y = 0; y < params->out_h; y++) {
         for (int32_t x = 0; x < params->out_w; x++) {
             ll_window w = ll_window_at(params, y, x);
-            int32_t count = (w.y1 - w.y0) * (w.x1 - w.x0);
-            for (int32_t c = 0; c < params->channels; c++) {
+            int32_t count = (w.y1 - w.y0) * (w.x1 - w.x0), c = 0;
+            for (; c + 4 <= params->channels && count <= 256; c += 4) { /* sums of so many codes fit a halfword */
+                uint32_t evens = 0, odds = 0;
+                for (int32_t i = w.y0; i < w.y1; i++) {
+                    const int8_t *from = ll_tap(params, &w, input, i) + c;
+                    for (int32_t j = w.x0; j < w.x1; j++, from += step) {
+                        uint32_t word = ll_load4(from);
+                        evens = ll_add2(evens, ll_evens(word)), odds = ll_add2(odds, ll_odds(word));
+                    }
+                }
+                for (int half = 0; half < 2; half++, evens >>= 16, odds >>= 16) {
+                    *output++ = ll_average(params, (int16_t)(uint16_t)evens, count);
+                    *output++ = ll_average(params, (int16_t)(uint16_t)odds, count);
+                }
+            }
+            for (; c < params->channels; c++) {
                 int32_t sum = 0;
                 for (int32_t i = w.y0; i < w.y1; i++) {
                     const int8_t *from = ll_tap(params, &w, input, i) + c;
                     for (int32_t j = w.x0; j < w.x1; j++, from += step) sum += *from;
                 }
-                if (count) sum = (sum > 0 ? sum + count / 2 : sum - count / 2) / count; /* half away from zero */
-                *output++ = (int8_t)ll_clamp(sum, params->lower, params->upper);
+                *output++ = ll_average(params, sum, count);
             }
         }
     }
