@@ -18,6 +18,12 @@ from lilliput.errors import LilliputError
 VERBS: dict[str, tuple[str, str, str, str]] = {
     "build": ("lilliput.jobs.build", "BuildConfig", "build", "from images and a chip's budget to firmware that ran"),
     "design": ("lilliput.jobs.design", "DesignConfig", "design", "from a budget to an architecture, in seconds"),
+    "deploy": (
+        "lilliput.jobs.deploy",
+        "DeployConfig",
+        "deploy",
+        "from an int8 network to firmware within a chip's memory",
+    ),
     "report": ("lilliput.jobs.report", "ReportConfig", "report", "draw a run's report page again"),
     "doctor": (
         "lilliput.jobs.doctor",
@@ -42,6 +48,7 @@ options for every verb:
 examples:
   lilliput build --data digits --sram 16KB --flash 128KB --out runs/digits
   lilliput design --macs 1.82G --params 11.69M --rho 0.3 --image-size 224
+  lilliput deploy vww_96_int8.tflite --sram 32KB --flash 1MB --input stream --out runs/vww
 """
 
 

@@ -23,7 +23,14 @@ def lilliput(*words: str, cwd: Path, **options) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["build", "--help"], ["design", "--help"], ["report", "--help"], ["doctor", "--help"]],
+    [
+        ["--help"],
+        ["build", "--help"],
+        ["design", "--help"],
+        ["deploy", "--help"],
+        ["report", "--help"],
+        ["doctor", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_is_as_reviewed(words, tmp_path, request):
@@ -53,7 +60,7 @@ def test_help_loads_nothing_heavy():
     code = (
         "import sys, contextlib, io\n"
         "from lilliput.cli import main\n"
-        "for words in (['--help'], ['build', '--help'], ['design', '--help']):\n"
+        "for words in (['--help'], ['build', '--help'], ['design', '--help'], ['deploy', '--help']):\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        main(words)\n"
         f"print([name for name in {heavy} if name in sys.modules])"
@@ -70,6 +77,9 @@ MESSAGES = {
     "unknown-board": ["build", "--out", "run", "--board", "arduino"],
     "design-without-budget": ["design"],
     "design-that-cannot-be": ["design", "--macs", "1M", "--params", "11.69M", "--out", "run", "--quiet"],
+    "deploy-missing-model": ["deploy", "nowhere.tflite", "--out", "run", "--board", "host"],
+    "deploy-labels-alone": ["deploy", "small.tflite", "--out", "run", "--labels", "y.npy"],
+    "deploy-unknown-board": ["deploy", "small.tflite", "--out", "run", "--board", "arduino"],
     "report-missing": ["report", "nowhere"],
 }
 
@@ -136,6 +146,24 @@ def test_design_prints_the_network_and_leaves_a_file_that_builds_it(tmp_path):
     found = Design.from_json(text)
     assert found.chip_cost().sram_bytes <= 24 * 1024
     assert found.build(10)
+
+
+def test_deploy_of_what_a_build_left_prints_its_verdict_and_refuses_a_budget_in_one_line(whole):
+    words = ["deploy", "runs/one", "--sram", "8KB", "--flash", "48KB", "--board", "host", "--inputs", "2"]
+    done = lilliput(*words, "--out", "runs/two", cwd=whole.parents[1])
+    assert done.returncode == 0, done.stderr
+    first, second, *lines = done.stdout.splitlines()
+    assert re.fullmatch(r"one: [\d,]+ MACs, every layer as a whole; [\d,]+ bytes of SRAM planned", first)
+    assert second.startswith(
+        "ran on this computer only (board=host): every output byte as the integer interpreter says"
+    )
+    assert lines[-1] == "report: runs/two/report.html"
+    assert (whole.parent / "two" / "artifacts" / "firmware" / "model.c").is_file()
+    refused = lilliput(*words, "--out", "runs/three", "--sram", "1KB", cwd=whole.parents[1])
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("BudgetError: 'one' needs ")
+    assert not list(whole.parent.glob("three*"))
 
 
 @pytest.fixture(scope="module")

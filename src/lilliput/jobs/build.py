@@ -271,10 +271,6 @@ def _record(run: Run, data: ImageData, made: Deployment) -> None:
 
 def show(config: BuildConfig, run: Run) -> None:
     """Print the verdict, the figures under it, and where the report is."""
-    assert run.report is not None
-    print(run.report.verdict)
-    for name in run.report.highlights:
-        each = run.evidence[name]
-        amount = f"{each.value:.2%}" if each.unit == "share" else f"{each.value:,.0f} {each.unit}"
-        print(f"  {name:<28} {amount} ({each.how}{f', n={each.n:,}' if each.n else ''})")
-    print(f"report: {run.path / 'report.html'}")
+    from lilliput.jobs.verdict import print_verdict
+
+    print_verdict(run)

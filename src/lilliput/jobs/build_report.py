@@ -20,6 +20,8 @@ from lilliput.evidence import (
     Text,
     figures,
 )
+from lilliput.jobs import memory_report
+from lilliput.jobs.memory_report import short_name
 
 if TYPE_CHECKING:
     from lilliput.data import ImageData
@@ -42,7 +44,8 @@ def write(
         _layers(made),
         _images(data, made),
     ]
-    verdict, holds = _verdict(run, config, made)
+    sram, flash = Budget.parse(config.sram), Budget.parse(config.flash)
+    verdict, holds = memory_report.verdict(made.receipt, sram, flash, made.mismatching_bytes)
     names = ["accuracy.emulated" if made.receipt else "accuracy.host", "sram.total" if made.receipt else "sram.arena"]
     names += ["flash.total", "instructions.per_inference"] if made.receipt else ["cost.macs"]
     where = made.receipt.board if made.receipt else "this computer"
@@ -55,35 +58,14 @@ def write(
     )
 
 
-def _verdict(run: Run, config: BuildConfig, made: Deployment) -> tuple[str, bool]:
-    same = made.mismatching_bytes == 0
-    bytes_said = (
-        "every output byte as the integer interpreter says"
-        if same
-        else f"{made.mismatching_bytes:,} output bytes differ"
-    )
-    if made.receipt is None:
-        return f"ran on this computer only (board=host): {bytes_said}; no chip was emulated", same
-    assert made.receipt.sram_bytes is not None
-    assert made.receipt.flash_bytes is not None
-    sram, flash = Budget.parse(config.sram), Budget.parse(config.flash)
-    fits = made.receipt.sram_bytes <= sram and made.receipt.flash_bytes <= flash
-    words = "fits" if fits else "does not fit"
-    return (
-        f"{words}: {made.receipt.sram_bytes:,} of {sram:,} bytes of SRAM, {made.receipt.flash_bytes:,} of {flash:,} bytes of flash; "
-        f"{bytes_said}",
-        fits and same,
-    )
-
-
 def _memory(run: Run, config: BuildConfig, made: Deployment) -> Section:
     plan, receipt = made.plan, made.receipt
     sram, flash = Budget.parse(config.sram), Budget.parse(config.flash)
     lifetimes = [
-        Lifetime(_short(each.source or each.name), each.start, each.stop - 1, each.offset_bytes, each.size_bytes)
+        Lifetime(short_name(each.source or each.name), each.start, each.stop - 1, each.offset_bytes, each.size_bytes)
         for each in plan.lifetimes()
     ]
-    names = [_short(step.op.source or step.output) for step in plan.steps]
+    names = [short_name(step.op.source or step.output) for step in plan.steps]
     names += ["read output"] * (max(each.last_step for each in lifetimes) + 1 - len(names))
     blocks: list[Any] = []
     if receipt is not None and receipt.sram_bytes is not None and receipt.flash_bytes is not None:
@@ -93,19 +75,9 @@ def _memory(run: Run, config: BuildConfig, made: Deployment) -> Section:
             Bar("multiply-accumulates", plan.macs, Budget.parse_count(config.macs), "MACs"),
         ]
         blocks.append(Bars("Cost against budget; the linker refuses an image over the first two", bars))
-        static = (receipt.bss_bytes or 0) - plan.arena_bytes - plan.scratch_bytes
-        rows: list[list[Any]] = [
-            ["activations (arena, input included)", plan.arena_bytes, "planned; equal to the linked symbol"],
-            ["scratch of the kernels", plan.scratch_bytes, "planned; equal to the linked symbol"],
-            ["variables and alignment", static, "linked image"],
-            ["stack", receipt.stack_bytes, f"painted, high water over {receipt.inferences} inferences"],
-            ["total", receipt.sram_bytes, "sum"],
-        ]
-        blocks.append(Table("Where the SRAM goes", ["part", "bytes", "how"], rows))
+        blocks.append(memory_report.sram_table(plan, receipt))
     else:
-        blocks.append(
-            Text("No chip was emulated, so stack, flash and instructions are not known; the plan's own figures follow.")
-        )
+        blocks.append(memory_report.NOT_EMULATED)
     drawing = figures.memory_lifetimes(lifetimes, budget_bytes=sram, step_names=names)
     blocks.append(
         Figure(
@@ -118,20 +90,10 @@ def _memory(run: Run, config: BuildConfig, made: Deployment) -> Section:
         )
     )
     if receipt is not None and receipt.flash_parts:
-        drawing = figures.flash_breakdown(receipt.flash_parts, budget_bytes=flash)
-        parts = ", ".join(f"{name} {size:,}" for name, size in receipt.flash_parts.items())
-        blocks.append(
-            Figure(drawing, "Flash by origin", f"Bytes of flash: {parts}", "From the symbols of the linked image.")
-        )
+        blocks.append(memory_report.flash_figure(receipt, flash))
     evidence = [name for name in run.evidence if name.startswith(("sram.", "flash.", "instructions."))]
     blocks.append(EvidenceTable("Memory and instructions", evidence))
-    intro = "Instructions are those of the emulated processor. They are not cycles and not time: the emulator models no pipeline."
-    return Section("memory", "Memory and cost", intro, blocks)
-
-
-def _short(path: str) -> str:
-    """A module path without the words that every layer of the family shares."""
-    return ".".join(word for word in path.split(".") if word not in ("blocks", "body", "conv", "act", "norm")) or path
+    return Section("memory", "Memory and cost", memory_report.NOT_TIME, blocks)
 
 
 def _accuracy(data: ImageData, made: Deployment, history: dict[str, Any]) -> Section:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lilliput.errors import UnsupportedOpError
 from lilliput.evidence import Cost
 
 if TYPE_CHECKING:
@@ -151,6 +153,7 @@ def deploy(config: BuildConfig, data: ImageData, model: nn.Module, run: Run) -> 
         quantized = quantize_int8(graph, calibration, method=config.calibration)
         codes = quantized.quantize_input(images)
         outputs = np.asarray(quantized.run(codes))
+        _keep_model(quantized, run)
     # Test images lie class by class in some data sets: a sample must be drawn, the first N would be the first class.
     sample = np.random.default_rng(config.seed).permutation(len(codes))
     emulated = np.sort(sample[: config.emulate])
@@ -158,7 +161,7 @@ def deploy(config: BuildConfig, data: ImageData, model: nn.Module, run: Run) -> 
         made = plan(quantized, sram=config.sram, flash=config.flash)
         directory = run.artifact("firmware")
         shutil.rmtree(directory, ignore_errors=True)  # of an interrupted attempt
-        firmware = made.emit_c(directory, target=_target(config.board), vectors=codes[sample[:8]])
+        firmware = made.emit_c(directory, target=target_of(config.board), vectors=codes[sample[:8]])
     with run.step("run on this computer"):
         host_receipt = firmware.run(codes, board="host")
     receipt = None
@@ -181,5 +184,16 @@ def deploy(config: BuildConfig, data: ImageData, model: nn.Module, run: Run) -> 
     )
 
 
-def _target(board: str) -> str:
+def _keep_model(quantized: QuantizedGraph, run: Run) -> None:
+    """What ``lilliput deploy`` reads."""
+    path = run.artifact("model.tflite")
+    path.unlink(missing_ok=True)  # of an interrupted attempt
+    with suppress(
+        UnsupportedOpError
+    ):  # an operation without an equal in the format: the firmware is none the worse for it
+        quantized.save_tflite(path)
+
+
+def target_of(board: str) -> str:
+    """What a project's own ``make`` builds for."""
     return "cortex-m4" if board == "host" else board

@@ -16,7 +16,7 @@ from lilliput.errors import BudgetError, ConfigError
 
 PORT = files("lilliput.mcu") / "runtime" / "port"
 
-PORT_SRAM_BYTES = 48
+PORT_SRAM_BYTES = 64
 """The most that an image needs besides the model's arena, scratch and stack: start-up's variables, the stack's guard, alignment."""
 
 # What two readings of the timer themselves take, seen as a constant on top of each count; see Board.resolution_instructions.

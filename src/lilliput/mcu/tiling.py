@@ -93,6 +93,8 @@ class Tiling:
     graph: QuantizedGraph
     roles: Mapping[str, str]
     """For each tensor that belongs to a tile, what it is whichever the tile: the same for the same layer of every tile."""
+    part_of: Mapping[str, str]
+    """For each tensor that belongs to a tile, the tensor of the whole network that it is a part of."""
     image_boxes: tuple[Box, ...]
     """What each tile reads of the image."""
     output_boxes: tuple[Box, ...]
@@ -303,6 +305,7 @@ class _Tiler:
         }
         self.ops: list[QOp] = []
         self.roles: dict[str, str] = {}
+        self.part_of: dict[str, str] = {}
 
     def side(self, name: str, axis: int) -> int:
         return self.whole.tensors[name].shape[axis]
@@ -318,6 +321,7 @@ class _Tiler:
             op.name, (*size, tensor.shape[2]), tensor.scale, tensor.zero_point, tensor.source
         )
         self.roles[op.name] = role
+        self.part_of[op.name] = like
         return op.name
 
     def compute(self, op: QOp, name: str, inputs: Sequence[str], reads: Sequence[Box], output: Box) -> str:
@@ -362,7 +366,9 @@ class _Tiler:
         graph = QuantizedGraph(
             self.whole.name, self.whole.input, self.whole.outputs, self.tensors, (*self.ops, *self.rest)
         )
-        return Tiling(self.whole, self.schedule, graph, self.roles, tuple(image_boxes), tuple(output_boxes))
+        return Tiling(
+            self.whole, self.schedule, graph, self.roles, self.part_of, tuple(image_boxes), tuple(output_boxes)
+        )
 
 
 class _Patching(_Tiler):
