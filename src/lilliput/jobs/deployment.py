@@ -154,7 +154,7 @@ def deployed_cost(design: Design, budget: Budget | None = None) -> Cost:
     try:
         made = plan_to_link(quantized, sram=None if budget is None else budget.sram_bytes, flash=None)
     except BudgetError:
-        made = plan(quantized)  # the caller sees that it does not fit
+        made = plan(quantized, schedule="smallest")  # by how much it does not fit
     extra = overhead()
     calls = sum(not step.is_alias for step in made.steps) if made.tiling is not None else 0
     return Cost(
