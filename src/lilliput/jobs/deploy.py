@@ -327,23 +327,11 @@ def _array(path: str, option: str) -> np.ndarray:
 
 def _plan(config: DeployConfig, quantized: QuantizedGraph) -> tuple[Plan, Plan]:
     """Within the budget, and without tiles."""
+    from lilliput.jobs.deployment import plan_to_link
     from lilliput.mcu import plan
-    from lilliput.mcu.boards import PORT_SRAM_BYTES
-    from lilliput.mcu.plan import DEFAULT_STACK_BYTES
 
-    # Start-up's variables and the stack's guard are linked too. Planned for beside the stack, they are in what the search may spend and
-    # in what an error proposes, so that a plan that is found also links.
-    beside = DEFAULT_STACK_BYTES + PORT_SRAM_BYTES
-    made = plan(
-        quantized,
-        sram=config.sram,
-        flash=config.flash,
-        input=config.input,
-        schedule=config.schedule,
-        stack_bytes=beside,
-    )
-    whole = plan(quantized, input=config.input, schedule="whole")
-    return replace(made, stack_bytes=DEFAULT_STACK_BYTES), whole
+    made = plan_to_link(quantized, sram=config.sram, flash=config.flash, input=config.input, schedule=config.schedule)
+    return made, plan(quantized, input=config.input, schedule="whole")
 
 
 def _run(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lilliput.errors import UnsupportedOpError
-from lilliput.evidence import Cost
+from lilliput.evidence import Budget, Cost
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # kernels; vectors and variables. The linker has the last word; a plan that these let through and it refuses is a BudgetError.
 CODE_FLASH_BYTES = 20 * 1024
 STATIC_SRAM_BYTES = 256
+TILE_CALL_BYTES = 24
+"""Of code and parameters for each call of a network that runs tile by tile, on average and rounded up."""
 
 CALIBRATION_IMAGES = 512
 
@@ -110,10 +112,35 @@ def overhead() -> Cost:
     return Cost(flash_bytes=CODE_FLASH_BYTES, sram_bytes=DEFAULT_STACK_BYTES + STATIC_SRAM_BYTES)
 
 
-def deployed_cost(design: Design) -> Cost:
-    """What an untrained network would cost when deployed: its integer graph is planned as the trained one's will be."""
+def plan_to_link(
+    quantized: QuantizedGraph,
+    *,
+    sram: str | int | None,
+    flash: str | int | None,
+    input: str = "resident",
+    schedule: str = "auto",
+) -> Plan:
+    """A plan whose image fits too: start-up's variables and the stack's guard, which are linked beside it, count as stack."""
+    from dataclasses import replace
+
+    from lilliput.mcu import plan
+    from lilliput.mcu.boards import PORT_SRAM_BYTES
+    from lilliput.mcu.plan import DEFAULT_STACK_BYTES
+
+    beside = DEFAULT_STACK_BYTES + PORT_SRAM_BYTES
+    made = plan(quantized, sram=sram, flash=flash, input=input, schedule=schedule, stack_bytes=beside)
+    return replace(made, stack_bytes=DEFAULT_STACK_BYTES)
+
+
+def deployed_cost(design: Design, budget: Budget | None = None) -> Cost:
+    """What an untrained network would cost when deployed: its integer graph is planned as the trained one's will be.
+
+    Args:
+        budget: whose SRAM decides whether the first layers run tile by tile; ``None``: they do not.
+    """
     import torch
 
+    from lilliput.errors import BudgetError
     from lilliput.graph import trace
     from lilliput.mcu import plan
     from lilliput.quantize import quantize_int8
@@ -123,12 +150,17 @@ def deployed_cost(design: Design) -> Cost:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         graph = trace(design.build().eval(), sample[:1])
-    made = plan(quantize_int8(graph, sample))
+    quantized = quantize_int8(graph, sample)
+    try:
+        made = plan_to_link(quantized, sram=None if budget is None else budget.sram_bytes, flash=None)
+    except BudgetError:
+        made = plan(quantized)  # the caller sees that it does not fit
     extra = overhead()
+    calls = sum(not step.is_alias for step in made.steps) if made.tiling is not None else 0
     return Cost(
         params=graph.cost().params,
         macs=made.macs,
-        flash_bytes=made.constant_bytes + extra.flash_bytes,
+        flash_bytes=made.constant_bytes + extra.flash_bytes + TILE_CALL_BYTES * calls,
         sram_bytes=made.arena_bytes + made.scratch_bytes + extra.sram_bytes,
     )
 
@@ -139,7 +171,6 @@ def deploy(config: BuildConfig, data: ImageData, model: nn.Module, run: Run) -> 
     import torch
 
     from lilliput.graph import trace
-    from lilliput.mcu import plan
     from lilliput.quantize import quantize_int8
     from lilliput.training import evaluate
 
@@ -158,7 +189,7 @@ def deploy(config: BuildConfig, data: ImageData, model: nn.Module, run: Run) -> 
     sample = np.random.default_rng(config.seed).permutation(len(codes))
     emulated = np.sort(sample[: config.emulate])
     with run.step("plan and emit C"):
-        made = plan(quantized, sram=config.sram, flash=config.flash)
+        made = plan_to_link(quantized, sram=config.sram, flash=config.flash)
         directory = run.artifact("firmware")
         shutil.rmtree(directory, ignore_errors=True)  # of an interrupted attempt
         firmware = made.emit_c(directory, target=target_of(config.board), vectors=codes[sample[:8]])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MOST_PLANS = 4
 _GROWTH = 1.3
 _MOST_GROWN = 14
+_GLANCE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def choose_network(config: BuildConfig, data: ImageData, chooser: Chooser | None
     budget = config.budget()
     if chooser is not None:
         found = chooser(data, budget)
-        planned = deployed_cost(found)
+        planned = deployed_cost(found, budget)
         if not planned <= budget:
             raise BudgetError(f"the chooser's {found.structure} does not fit: {_excess(planned, budget)}")
         return _chosen(found, planned, [])
@@ -71,11 +72,14 @@ def choose_network(config: BuildConfig, data: ImageData, chooser: Chooser | None
             refusal = next(each for _, each in results if isinstance(each, BudgetError))
             raise BudgetError(_nothing_fits(config, data, refusal))
         found = max(designs, key=lambda each: each.objective)
-        planned = deployed_cost(found)
+        planned = deployed_cost(found, budget)
         if planned <= budget:
             return _chosen(found, planned, candidates)
         over = planned.excess(budget)
-        left = replace(left, **{name: getattr(left, name) - (need - ceiling) for name, (need, ceiling) in over.items()})
+        less = {name: getattr(left, name) - (need - ceiling) for name, (need, ceiling) in over.items()}
+        if any(amount <= getattr(extra, name, 0) for name, amount in less.items()):
+            break
+        left = replace(left, **less)
     raise BudgetError(
         f"{found.structure} was predicted to fit, but planned in full it does not: {_excess(planned, budget)}"
     )
@@ -88,7 +92,31 @@ def _solve(
     rhos: Sequence[float],
     seconds: float | None = None,
 ) -> list[tuple[str, Design | BudgetError]]:
-    """Each resolution at the least rho, and the first stride pattern for it, at which anything fits; a label for each that was tried."""
+    """Each resolution at the least rho, and the first stride pattern for it, at which anything fits; a label for each that was tried.
+
+    Where nothing fits, and something would with more SRAM, all once more with the first layers in patches.
+    """
+    from lilliput.design import Design
+
+    def anything(results: list[tuple[str, Design | BudgetError]]) -> bool:
+        return any(isinstance(each, Design) for _, each in results)
+
+    results = _attempts(config, data, budget, rhos, seconds, patches=None)
+    if not anything(results) and budget.sram_bytes is not None:
+        roomier = replace(budget, sram_bytes=16 * budget.sram_bytes)
+        if anything(_attempts(config, data, roomier, rhos[-1:], _GLANCE_SECONDS, patches=None)):
+            results += _attempts(config, data, budget, rhos, seconds, patches="auto")
+    return results
+
+
+def _attempts(
+    config: BuildConfig,
+    data: ImageData,
+    budget: Budget,
+    rhos: Sequence[float],
+    seconds: float | None,
+    patches: str | None,
+) -> list[tuple[str, Design | BudgetError]]:
     from lilliput.design import Design, Request, chip_spaces, sweep
     from lilliput.design.chip import chip_strides, resolutions
 
@@ -97,12 +125,14 @@ def _solve(
     results: list[tuple[str, Design | BudgetError]] = []
     for rho, strides in product(rhos, chip_strides(side)):
         requests = [
-            Request(space=space, budget=budget, rho=rho, patches=None, seed=config.seed, time_limit=seconds)
+            Request(space=space, budget=budget, rho=rho, patches=patches, seed=config.seed, time_limit=seconds)
             for space in chip_spaces(sizes, strides, channels, len(data.class_names))
         ]
         found = sweep(requests, n_jobs=1 if len(requests) == 1 else -1)
+        tiles = "" if patches is None else ", in patches"
         labels = [
-            f"{each.space.image_size}x{each.space.image_size}, strides {strides}, rho {rho:g}" for each in requests
+            f"{each.space.image_size}x{each.space.image_size}, strides {strides}, rho {rho:g}{tiles}"
+            for each in requests
         ]
         results += zip(labels, found, strict=True)
         if any(isinstance(each, Design) for each in found):
@@ -139,7 +169,10 @@ def _nothing_fits(config: BuildConfig, data: ImageData, refusal: BudgetError) ->
             sram_bytes=_grown(budget.sram_bytes, factor, extra.sram_bytes),
             flash_bytes=_grown(budget.flash_bytes, factor, extra.flash_bytes),
         )
-        found = [each for _, each in _solve(config, data, _for_the_model(grown, extra, config), (rho,), seconds=0.2)]
+        found = [
+            each
+            for _, each in _attempts(config, data, _for_the_model(grown, extra, config), (rho,), _GLANCE_SECONDS, None)
+        ]
         designs = [each for each in found if isinstance(each, Design)]
         if designs:
             need = designs[0].chip_cost()
