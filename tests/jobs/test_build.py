@@ -285,6 +285,21 @@ def test_a_budget_too_small_says_what_binds_and_names_one_that_would_do(tmp_path
     assert run.evidence["outputs.mismatching_bytes"].value == 0
 
 
+@pytest.mark.slow
+def test_where_nothing_fits_whole_the_first_layers_run_in_tiles(tmp_path):
+    config = BuildConfig(out=str(tmp_path / "run"), image_size=64, sram="12KB", flash="128KB", macs="2M", rho=0.5, limit=200, epochs=1,
+                         emulate=2, board=board(), quiet=True)  # fmt: skip
+    run = build(config)
+    figures = evidence(run)
+    assert figures["sram.total"]["value"] <= 12 * 1024
+    assert figures["outputs.mismatching_bytes"]["value"] == 0
+    design = Design.from_json((run.path / "artifacts" / "design.json").read_text())
+    assert design.patches is not None
+    report = (run.path / "report.html").read_text()
+    assert "without and with tiles" in report
+    assert "in patches" in report  # what was tried
+
+
 def test_a_budget_that_code_and_stack_alone_exceed_says_so(tmp_path):
     config = BuildConfig(out=str(tmp_path / "run"), sram="1KB", flash="48KB", limit=300, quiet=True, board="host")
     with pytest.raises(BudgetError, match=r"--sram 1KB is 1,024 bytes, of which code, stack and variables take 1,280"):

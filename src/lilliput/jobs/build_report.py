@@ -20,7 +20,7 @@ from lilliput.evidence import (
     Text,
     figures,
 )
-from lilliput.jobs import memory_report
+from lilliput.jobs import memory_report, tiles_report
 from lilliput.jobs.memory_report import short_name
 
 if TYPE_CHECKING:
@@ -61,12 +61,6 @@ def write(
 def _memory(run: Run, config: BuildConfig, made: Deployment) -> Section:
     plan, receipt = made.plan, made.receipt
     sram, flash = Budget.parse(config.sram), Budget.parse(config.flash)
-    lifetimes = [
-        Lifetime(short_name(each.source or each.name), each.start, each.stop - 1, each.offset_bytes, each.size_bytes)
-        for each in plan.lifetimes()
-    ]
-    names = [short_name(step.op.source or step.output) for step in plan.steps]
-    names += ["read output"] * (max(each.last_step for each in lifetimes) + 1 - len(names))
     blocks: list[Any] = []
     if receipt is not None and receipt.sram_bytes is not None and receipt.flash_bytes is not None:
         bars = [
@@ -78,22 +72,35 @@ def _memory(run: Run, config: BuildConfig, made: Deployment) -> Section:
         blocks.append(memory_report.sram_table(plan, receipt))
     else:
         blocks.append(memory_report.NOT_EMULATED)
-    drawing = figures.memory_lifetimes(lifetimes, budget_bytes=sram, step_names=names)
-    blocks.append(
-        Figure(
-            drawing,
-            "Memory over time",
-            f"{len(lifetimes)} tensors in an arena of {plan.arena_bytes:,} bytes over {len(plan.steps)} steps; "
-            f"the most is alive at {plan.binding}",
-            f"Each box is a tensor: as wide as it lives, as high as its bytes. The least any plan of these steps needs is "
-            f"{plan.lower_bound_bytes:,} bytes; this one takes {plan.arena_bytes:,}.",
-        )
-    )
+    blocks.append(_lifetimes(made, sram))
     if receipt is not None and receipt.flash_parts:
         blocks.append(memory_report.flash_figure(receipt, flash))
     evidence = [name for name in run.evidence if name.startswith(("sram.", "flash.", "instructions."))]
     blocks.append(EvidenceTable("Memory and instructions", evidence))
     return Section("memory", "Memory and cost", memory_report.NOT_TIME, blocks)
+
+
+def _lifetimes(made: Deployment, sram: int) -> Figure:
+    from lilliput.mcu import plan as plan_whole
+
+    plan = made.plan
+    if plan.tiling is not None:
+        return tiles_report.lifetimes(plan, plan_whole(made.quantized, schedule="whole"), sram)
+    lifetimes = [
+        Lifetime(short_name(each.source or each.name), each.start, each.stop - 1, each.offset_bytes, each.size_bytes)
+        for each in plan.lifetimes()
+    ]
+    names = [short_name(step.op.source or step.output) for step in plan.steps]
+    names += ["read output"] * (max(each.last_step for each in lifetimes) + 1 - len(names))
+    drawing = figures.memory_lifetimes(lifetimes, budget_bytes=sram, step_names=names)
+    return Figure(
+        drawing,
+        "Memory over time",
+        f"{len(lifetimes)} tensors in an arena of {plan.arena_bytes:,} bytes over {len(plan.steps)} steps; "
+        f"the most is alive at {plan.binding}",
+        f"Each box is a tensor: as wide as it lives, as high as its bytes. The least any plan of these steps needs is "
+        f"{plan.lower_bound_bytes:,} bytes; this one takes {plan.arena_bytes:,}.",
+    )
 
 
 def _accuracy(data: ImageData, made: Deployment, history: dict[str, Any]) -> Section:
@@ -193,6 +200,8 @@ def _network(made: Deployment) -> Section:
 def _layers(made: Deployment) -> Section:
     plan = made.plan
     counts = made.receipt.op_instructions if made.receipt is not None else {}
+    if plan.tiling is not None:
+        return tiles_report.layers(plan, counts)
     rows = []
     for step in plan.steps:
         shape = "x".join(map(str, plan.qgraph.tensors[step.output].shape))

@@ -64,7 +64,7 @@ def choose_network(config: BuildConfig, data: ImageData, chooser: Chooser | None
     rhos = CHIP_RHOS if config.rho is None else (config.rho,)
     extra, left = overhead(), budget
     candidates: list[dict[str, Any]] = []
-    for _ in range(_MOST_PLANS):
+    for attempt in range(1, 1 + _MOST_PLANS):
         results = _solve(config, data, _for_the_model(left, extra, config), rhos)
         designs = [each for _, each in results if isinstance(each, Design)]
         candidates += [_row(label, each) for label, each in results]
@@ -76,7 +76,7 @@ def choose_network(config: BuildConfig, data: ImageData, chooser: Chooser | None
         if planned <= budget:
             return _chosen(found, planned, candidates)
         over = planned.excess(budget)
-        less = {name: getattr(left, name) - (need - ceiling) for name, (need, ceiling) in over.items()}
+        less = {name: getattr(left, name) - attempt * (need - ceiling) for name, (need, ceiling) in over.items()}
         if any(amount <= getattr(extra, name, 0) for name, amount in less.items()):
             break
         left = replace(left, **less)

@@ -146,14 +146,15 @@ def tiled_program(tiling: Tiling, *, in_place: bool, fuse_add: bool, streams_inp
 def place_tiles(tiling: Tiling, program: Program, times: Timeline, alignment: int = 1) -> Candidate:
     """The program packed, what is the same in every tile at the same place where that costs nothing."""
     best: Candidate | None = None
-    for ties in (times.tied + _role_ties(times, tiling.roles), times.tied):
-        packing = pack(times.blocks, tied=ties, alignment=alignment)
-        for candidate in _with_scratch(program, times, packing, alignment, ties):
-            if best is None or candidate.total_bytes < best.total_bytes:
-                best = candidate
-        assert best is not None
-        if best.total_bytes <= least_bytes(program, times):
-            break
+    for way, lived in _ways_in_place(program, times):
+        for ties in (lived.tied + _role_ties(lived, tiling.roles), lived.tied):
+            packing = pack(lived.blocks, tied=ties, alignment=alignment)
+            for candidate in _with_scratch(way, lived, packing, alignment, ties):
+                if best is None or candidate.total_bytes < best.total_bytes:
+                    best = candidate
+            assert best is not None
+            if best.total_bytes <= least_bytes(program, times):
+                return best
     assert best is not None
     return best
 
@@ -186,24 +187,29 @@ def _role_ties(times: Timeline, roles: Mapping[str, str]) -> tuple[tuple[str, st
 
 
 def _placed(program: Program, times: Timeline, alignment: int) -> Iterator[Candidate]:
-    """The program packed; where that misses the bound, also with results in place only at the steps that need it.
+    """The program packed; where that misses the bound, also with fewer results in place."""
+    for way, lived in _ways_in_place(program, times):
+        packing = pack(lived.blocks, tied=lived.tied, alignment=alignment)
+        yield from _with_scratch(way, lived, packing, alignment, lived.tied)
+        if packing.arena_bytes <= packing.lower_bound_bytes:
+            return
+
+
+def _ways_in_place(program: Program, times: Timeline) -> Iterator[tuple[Program, Timeline]]:
+    """The program, then with results in place only at the steps that need it.
 
     A result written over a longer buffer is pinned to its first byte, which can keep the others from fitting.
     """
-    packing = pack(times.blocks, tied=times.tied, alignment=alignment)
-    yield from _with_scratch(program, times, packing, alignment, times.tied)
-    if packing.arena_bytes > packing.lower_bound_bytes:
-        tasks, sizes, _, _ = program.memory
-        needed = {
-            task.name
-            for task, live in zip(tasks, times.live_bytes[:-1], strict=True)
-            if live + sizes[task.name] > times.peak_bytes
-        }
-        freed = replace(program, in_place=program.in_place & needed)
-        if freed.in_place != program.in_place:
-            times = timeline(*freed.memory)
-            packing = pack(times.blocks, tied=times.tied, alignment=alignment)
-            yield from _with_scratch(freed, times, packing, alignment, times.tied)
+    yield program, times
+    tasks, sizes, _, _ = program.memory
+    needed = {
+        task.name
+        for task, live in zip(tasks, times.live_bytes[:-1], strict=True)
+        if live + sizes[task.name] > times.peak_bytes
+    }
+    freed = replace(program, in_place=program.in_place & needed)
+    if freed.in_place != program.in_place:
+        yield freed, timeline(*freed.memory)
 
 
 def _with_scratch(

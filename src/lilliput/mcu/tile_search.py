@@ -21,6 +21,8 @@ _HEIGHTS = (8, 4, 2, 1)
 _NEVER = 2**62
 _PATIENCE = 40
 """Schedules in a row, the most promising first, that may bring nothing before a search for the least memory ends."""
+_MOST_MISSES = 4
+"""Schedules of one split that could have been enough and could not be placed: what comes after the split is in the way."""
 _MOST_TILES = 8
 """Along one side: a finer grid recomputes more than rows would move."""
 
@@ -96,27 +98,32 @@ class Search:
         if self.whole.total_bytes <= most_bytes:
             return self.whole
         hopeful = [each for each in self._outlooks if each[1].least_bytes <= most_bytes]
+        misses: dict[str, int] = {}
         for schedule, _ in sorted(hopeful, key=lambda each: _cost(*each)):
-            if self.least_bytes(schedule) <= most_bytes:
+            if misses.get(schedule.split, 0) < _MOST_MISSES and self.least_bytes(schedule) <= most_bytes:
                 found = self.tiled(schedule)
                 if found.total_bytes <= most_bytes:
                     return found
+                misses[schedule.split] = misses.get(schedule.split, 0) + 1
         return None
 
     def smallest(self) -> Found:
         """The least memory found by any schedule, never more than the whole network's."""
         best = self.whole
         patience = _PATIENCE
+        misses: dict[str, int] = {}
         for schedule, seen in sorted(self._outlooks, key=lambda each: each[1].least_bytes):
             if seen.least_bytes >= best.total_bytes or patience == 0:
                 break
-            if isinstance(schedule, Rows) and schedule.height > 1:
+            if (isinstance(schedule, Rows) and schedule.height > 1) or misses.get(schedule.split, 0) >= _MOST_MISSES:
                 continue
             patience -= 1
             if self.least_bytes(schedule) < best.total_bytes:
                 found = self.tiled(schedule)
                 if found.total_bytes < best.total_bytes:
                     best, patience = found, _PATIENCE
+                else:
+                    misses[schedule.split] = misses.get(schedule.split, 0) + 1
         return best
 
     @cached_property
