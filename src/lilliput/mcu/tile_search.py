@@ -124,7 +124,7 @@ class Search:
                     best, patience = found, _PATIENCE
                 else:
                     misses[schedule.split] = misses.get(schedule.split, 0) + 1
-        return best
+        return self.cheapest_within(best.total_bytes) or best  # of those that take as little
 
     @cached_property
     def _judged(self) -> dict[Schedule, int]:
