@@ -80,6 +80,9 @@ def choose_network(config: BuildConfig, data: ImageData, chooser: Chooser | None
         if any(amount <= getattr(extra, name, 0) for name, amount in less.items()):
             break
         left = replace(left, **less)
+    refusals = [each for _, each in results if isinstance(each, BudgetError)]
+    if refusals:  # what does not fit whole nearly fitted in patches
+        raise BudgetError(_nothing_fits(config, data, refusals[0]))
     raise BudgetError(
         f"{found.structure} was predicted to fit, but planned in full it does not: {_excess(planned, budget)}"
     )
