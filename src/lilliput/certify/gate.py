@@ -18,7 +18,9 @@ from torch import Tensor
 from lilliput.graph import Node, Op
 
 Number = float | Tensor
-_BISECTIONS = 60  # halves an interval to nothing in float64; an error e in the place is an error of about e^2 in the value
+_BISECTIONS = (
+    60  # halves an interval to nothing in float64; an error e in the place is an error of about e^2 in the value
+)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ def lower_max_pool(low: Lowering, node: Node) -> None:
         add = Positive(lambda t, rest=rest: F.pad(t, (0, 0, 0, rest)), low.shapes[r], after)  # type: ignore[misc]
         exists = torch.cat([a | b, exists[2 * half :]])
         value, shape, level = low.affine(f"{node.name}.{level}.max", [(value, take), (r, add)]), after, level + 1
-    low.affine(node.name, [(value, Positive(lambda t: t.reshape(len(t), *low.shape(node.name)), shape, low.shape(node.name)))])
+    low.affine(
+        node.name, [(value, Positive(lambda t: t.reshape(len(t), *low.shape(node.name)), shape, low.shape(node.name)))]
+    )
 
 
 def _second(t: Tensor, b: Tensor, half: int) -> Tensor:
