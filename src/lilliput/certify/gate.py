@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ class Gate:
         points = [lower, upper, *(self._clamp(knot.at, lower, upper) for knot in self.knots)]
         if not self.is_piecewise_linear:
             ends = [lower, *points[2:], upper]
-            points += [self._turn(k, a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+            points += [self._turn(k, a, b) for a, b in pairwise(ends)]
         values = [self.value(z) - k * z for z in points]
         least = greatest = values[0]
         for each in values[1:]:

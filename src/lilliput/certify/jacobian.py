@@ -17,7 +17,6 @@ gradient's sign too. ``rule="constant"`` is RecurJac (Zhang et al. 2019, arXiv:1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,8 +45,8 @@ class JacobianBounds:
     behind: tuple[Interval, ...]
     """For each gate, interval of the gradient with respect to its value, (domains, rows, units)."""
     weights: tuple[Tensor, ...]
-    """For each gate, |coefficient| on the gradient in front of it in the bound of the norm, (domains, rows, units): how much the row's bound
-    hangs on that gate. Zeros where the norm needed no propagation."""
+    """For each gate, |coefficient| on the gradient in front of it in the bound of the norm, (domains, rows, units): how much that
+    bound hangs on the gate. Zeros where the norm needed no propagation."""
 
     def take(self, domains: Tensor | slice) -> JacobianBounds:
         """Some of the domains."""

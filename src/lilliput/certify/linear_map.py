@@ -1,8 +1,8 @@
 """Linear maps that know their transpose and their absolute value, without ever being a matrix.
 
-Bound propagation needs four products of each linear layer: ``W x`` (tangents, and the coefficients of gradients), ``W^T g`` (gradients, and the
-coefficients of activations), and the same two with ``|W|`` (interval arithmetic). Tensors have one leading axis, and whatever rows, domains
-or centres there are have been merged into it.
+Bound propagation needs four products of each linear layer: ``W x`` (tangents, and the coefficients of gradients), ``W^T g`` (gradients, and
+the coefficients of activations), and the same two with ``|W|`` (interval arithmetic). Tensors have one leading axis; rows, domains and
+centres have been merged into it.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Positive(LinearMap):
 
     def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
         """See :class:`LinearMap`."""
-        _, pull_back = torch.func.vjp(self.function, g.new_zeros((len(g), *self.inputs)))
+        pull_back = torch.func.vjp(self.function, g.new_zeros((len(g), *self.inputs)))[1]
         (x,) = pull_back(g)
         return x
 

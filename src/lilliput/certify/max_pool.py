@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Pairs(LinearMap):
-    """What the gates of one level read: ``a - b`` where both exist, 0 elsewhere. (channels, 2 h or more, places) to (channels, h, places)."""
+    """What the gates of one level read: ``a - b`` where both exist, 0 elsewhere; (channels, >= 2 h, places) to (channels, h, places)."""
 
     def __init__(self, both: Tensor, inputs: Shape) -> None:
         self.both = both

@@ -330,7 +330,7 @@ _RULES: dict[Op, Callable[[Lowering, Node], None]] = {
     Op.PERMUTE: _positive,
     Op.SLICE: _positive,
     Op.UPSAMPLE_NEAREST: _positive,
-    **{op: _gate for op in GATES},
+    **dict.fromkeys(GATES, _gate),
 }
 
 SUPPORTED_OPS: frozenset[Op] = frozenset(_RULES)

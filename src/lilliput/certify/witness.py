@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lilliput.certify.network import Activation, Network
@@ -28,7 +28,7 @@ class Witness:
 
 def jacobian_at(
     network: Network, points: Float[Tensor, "points inputs"], rows: Float[Tensor, "points rows outputs"]
-) -> tuple[Float[Tensor, "points rows inputs"], Float[Tensor, "points rows"]]:
+) -> tuple[Float[Tensor, "points rows inputs"], Bool[Tensor, "points rows"]]:
     """The rows' gradients at points, and whether each is one: at a kink the network has none, and 0 is returned for True.
 
     A gate exactly at a kink spoils the rows whose gradient reaches it.
