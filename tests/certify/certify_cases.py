@@ -37,6 +37,8 @@ class NetCase:
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     eps: float = 0.1
+    slack: float = 1e-9
+    """Relative to the largest element of the Jacobian: rounding of sums of a few hundred float64 terms."""
 
     def model(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         torch.manual_seed(3)
@@ -85,7 +87,8 @@ CASES = [
     NetCase("prelu", gate(lambda: nn.PReLU(8, init=0.3)), (5,)),
     NetCase("relu6", gate(nn.ReLU6, 8.0), (5,)),
     NetCase("hard_tanh", gate(lambda: nn.Hardtanh(-0.5, 1.0)), (5,)),
-    NetCase("hard_sigmoid", gate(nn.Hardsigmoid, 6.0), (5,)),
+    # torch's own gradient of it holds 1/6 in float32, whatever the dtype
+    NetCase("hard_sigmoid", gate(nn.Hardsigmoid, 6.0), (5,), slack=1e-7),
     NetCase("hard_swish", gate(nn.Hardswish, 6.0), (5,)),
     NetCase("tanh", gate(nn.Tanh), (5,)),
     NetCase("sigmoid", gate(nn.Sigmoid), (5,)),
@@ -96,7 +99,7 @@ CASES = [
     NetCase("elu", gate(nn.ELU), (5,)),
     NetCase("elu_steep", gate(lambda: nn.ELU(2.0)), (5,)),
     NetCase("conv_strided", lambda: conv(nn.ReLU(), nn.Conv2d(4, 6, 3, 2), nn.ReLU(), features=24), IMAGE),
-    NetCase("conv_unreached", lambda: conv(nn.ReLU(), features=4, first=nn.Conv2d(2, 4, 2, stride=4)), IMAGE),
+    NetCase("conv_unreached", lambda: conv(nn.ReLU(), features=8, first=nn.Conv2d(2, 4, 2, stride=4)), IMAGE),
     NetCase("conv_dilated_grouped",
             lambda: conv(nn.ReLU(), nn.Conv2d(4, 4, 3, dilation=2, padding=2, groups=2), nn.ReLU(), features=120), IMAGE),
     NetCase("conv_1d", lambda: nn.Sequential(nn.Conv1d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)), (2, 7)),
@@ -108,7 +111,7 @@ CASES = [
     NetCase("mean", lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), Fn(lambda x: x.mean((2, 3))), nn.Linear(4, 3)), IMAGE),
     NetCase("max_pool", lambda: conv(nn.MaxPool2d(2), features=24), IMAGE),
     NetCase("max_pool_overlapping", lambda: conv(nn.ReLU(), nn.MaxPool2d(3, 2, 1), features=36), IMAGE),
-    NetCase("max_pool_ceil_dilated", lambda: conv(nn.MaxPool2d(2, 2, 1, dilation=2, ceil_mode=True), features=36), IMAGE),
+    NetCase("max_pool_ceil_dilated", lambda: conv(nn.MaxPool2d(2, 2, 1, dilation=2, ceil_mode=True), features=48), IMAGE),
     NetCase("concat", lambda: conv(Fn(lambda x: torch.cat([x.relu(), x, -x.tanh()], 1)), features=360), IMAGE),
     NetCase("slice_permute", lambda: conv(nn.ReLU(), Fn(lambda x: x[:, 1:, ::2].permute(0, 2, 3, 1)), features=45), IMAGE),
     NetCase("arithmetic", lambda: conv(Fn(lambda x: 1 - 2 * x + x.relu() / 3 - x.mean((2, 3), keepdim=True)), features=120), IMAGE),

@@ -7,13 +7,15 @@ from lilliput.certify import Region, local_lipschitz, lower, preactivations
 from lilliput.graph import trace
 
 METHODS = ["product", "ibp", "recurjac", "crown"]
-SLACK = 1e-9  # relative to the largest element: rounding of sums of a few hundred float64 terms
+SLACK = 1e-9  # relative; rounding of float64 sums
 
 
 def jacobians(model: torch.nn.Module, points: torch.Tensor) -> torch.Tensor:
     """(points, outputs, inputs), by torch itself."""
-    one = torch.func.vmap(torch.func.jacrev(lambda x: model(x[None])[0].flatten()), randomness="different")
-    return one(points).flatten(2)
+    points = points.clone().requires_grad_()
+    outputs = model(points).flatten(1).sum(0)  # points don't mix, so each one's gradient is its own
+    rows = [torch.autograd.grad(output, points, retain_graph=True)[0].flatten(1) for output in outputs]
+    return torch.stack(rows, 1)
 
 
 def samples(case: NetCase, eps: float, count: int) -> torch.Tensor:
@@ -30,7 +32,7 @@ def test_bounds_contain_every_sampled_jacobian(case, method):
     sampled = jacobians(model, samples(case, case.eps, 200)).detach()
     result = local_lipschitz(model, case.centre(), case.eps, method=method)
     low, high = result.jacobian_bounds()
-    slack = SLACK * sampled.abs().max()
+    slack = case.slack * sampled.abs().max()
     assert (sampled >= low - slack).all()
     assert (sampled <= high + slack).all()
     assert (sampled.abs().sum(-1) <= result.per_output + slack * sampled.shape[-1]).all()
@@ -57,8 +59,8 @@ def test_at_radius_zero_the_bounds_are_the_jacobian(case):
     (exact,) = jacobians(model, case.centre()[None]).detach()
     low, high = local_lipschitz(model, case.centre(), 0.0).jacobian_bounds()
     scale = exact.abs().max()
-    assert ((low - exact).abs() <= 1e-8 * scale).all()
-    assert ((high - exact).abs() <= 1e-8 * scale).all()
+    assert ((low - exact).abs() <= max(1e-8, case.slack) * scale).all()
+    assert ((high - exact).abs() <= max(1e-8, case.slack) * scale).all()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

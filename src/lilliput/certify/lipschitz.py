@@ -58,15 +58,15 @@ class LocalLipschitz:
 def local_lipschitz(
     model: nn.Module | Graph,
     x0: Tensor,
-    eps: float,
+    eps: float | int,
     norm: str = "inf",
     outputs: str | Tensor = "rows",
     *,
     y: int | Tensor | None = None,
-    clip: tuple[float, float] | None = None,
+    clip: tuple[float | int, float | int] | None = None,
     method: str = "crown",
     alpha_steps: int = 20,
-    time_limit: float = 30.0,
+    time_limit: float | int = 30.0,
     seed: int = 0,
     dtype: str = "float64",
     rigorous: bool = False,
@@ -102,13 +102,13 @@ def local_lipschitz(
     >>> local_lipschitz(model, torch.zeros(2), eps=0.1).upper
     6.0
     """
-    _check_options(eps, norm, clip, method, dtype, rigorous, outputs, y)
+    _check_options(float(eps), norm, clip, method, dtype, rigorous, outputs, y)
     precision = torch.float64 if dtype == "float64" else torch.float32
     network, centres, is_single = _prepared(model, x0, precision, outputs if isinstance(outputs, Tensor) else None)
     _check_centres(centres, clip)
     rows = _rows(network, outputs, y, len(centres))
     region = Region.ball(centres.flatten(1), float(eps), cast(Norm, norm), clip)
-    problem = Problem(network, region, rows, alpha_steps, time_limit, seed, rigorous)
+    problem = Problem(network, region, rows, alpha_steps, float(time_limit), seed, rigorous)
     started = time.perf_counter()
     with torch.no_grad():
         answer = METHODS[method](problem)
@@ -157,7 +157,7 @@ def _result(
 def _check_options(
     eps: float,
     norm: str,
-    clip: tuple[float, float] | None,
+    clip: tuple[float | int, float | int] | None,
     method: str,
     dtype: str,
     rigorous: bool,
@@ -235,7 +235,7 @@ def _check_weights(model: nn.Module) -> None:
             raise DataError(f"weight '{name}' holds NaN or infinite values; nothing can be certified of this network")
 
 
-def _check_centres(centres: Tensor, clip: tuple[float, float] | None) -> None:
+def _check_centres(centres: Tensor, clip: tuple[float | int, float | int] | None) -> None:
     if clip is None:
         return
     low, high = float(centres.min()), float(centres.max())

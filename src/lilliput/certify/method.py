@@ -62,7 +62,14 @@ def ibp(problem: Problem) -> Answer:
     _, (lower, upper) = gradient_intervals(problem.network, known.slopes(problem.network), problem.rows)
     most = torch.maximum(lower.abs(), upper.abs())
     norm = torch.linalg.vector_norm(most, ord=float(DUAL[problem.region.norm]), dim=-1)
-    return Answer(norm, lambda: (lower, upper))
+    return Answer(_no_more_than_product(problem, norm), lambda: (lower, upper))
+
+
+def _no_more_than_product(problem: Problem, norm: Tensor) -> Tensor:
+    """In l_2 the product can be the smaller one: it keeps singular values, of which element-wise bounds know nothing."""
+    if problem.region.norm != "2":
+        return norm
+    return torch.minimum(norm, product_bound(problem.network, problem.rows, "2"))
 
 
 def _propagated(rule: Rule) -> Callable[[Problem], Answer]:
@@ -74,7 +81,7 @@ def _propagated(rule: Rule) -> Callable[[Problem], Answer]:
         def jacobian() -> Interval:
             return bound_jacobian(network, slopes, rows, norm, rule=rule, within=bounds, tight_elements=True).jacobian
 
-        return Answer(bounds.norm, jacobian)
+        return Answer(_no_more_than_product(problem, bounds.norm), jacobian)
 
     return method
 

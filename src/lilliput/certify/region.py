@@ -26,7 +26,7 @@ class Region:
     upper: Float[Tensor, "domains inputs"]
 
     @staticmethod
-    def ball(centre: Tensor, eps: float, norm: Norm, clip: tuple[float, float] | None = None) -> Region:
+    def ball(centre: Tensor, eps: float, norm: Norm, clip: tuple[float | int, float | int] | None = None) -> Region:
         """The ball around each row of ``centre``."""
         lower, upper = centre - eps, centre + eps
         if clip is not None:

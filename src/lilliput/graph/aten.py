@@ -147,7 +147,7 @@ def _softmax(b: Builder, a: Arguments) -> str:
 def _division(b: Builder, a: Arguments) -> str:
     if not isinstance(a["other"], (int, float)) or a.get("rounding_mode"):
         raise b.unsupported("division by a tensor; by a number is known")
-    return b.emit(Op.MUL, [b.name_of(a["self"]), b.name_of(1.0 / a["other"])])
+    return b.emit(Op.MUL, [b.name_of(a["self"]), b.name_of(1.0 / a["other"], beside=a["self"])])
 
 
 def _reversed_sub(b: Builder, a: Arguments) -> str:
@@ -397,7 +397,7 @@ OPERATORS: dict[str, Rule] = {
     "mul.Scalar": _binary(Op.MUL),
     "div.Tensor": _division,
     "div.Scalar": _division,
-    "neg": lambda b, a: b.emit(Op.MUL, [b.name_of(a["self"]), b.name_of(-1.0)]),
+    "neg": lambda b, a: b.emit(Op.MUL, [b.name_of(a["self"]), b.name_of(-1.0, beside=a["self"])]),
     "matmul": _matmul,
     "mm": _matmul,
     "bmm": _matmul,
