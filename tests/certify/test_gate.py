@@ -49,9 +49,11 @@ def test_lines_touch_the_gate_and_meet_on_a_point(module):
     gate, (low, high) = gate_of(module), intervals()
     z = low + (high - low) * torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
     below_k, below_b, above_k, above_b = gate.lines(low, high)
-    width = high - low
-    assert ((module(z) - below_k * z - below_b).amin(0) <= 1e-6 * width + TOLERANCE).all()
-    assert ((above_k * z + above_b - module(z)).amin(0) <= 1e-6 * width + TOLERANCE).all()
+    grid = 2e-3 * (
+        high - low
+    )  # a kink lies up to half a step, 1/4000 of the width, from the grid; slopes differ by up to 2
+    assert ((module(z) - below_k * z - below_b).amin(0) <= grid + TOLERANCE).all()
+    assert ((above_k * z + above_b - module(z)).amin(0) <= grid + TOLERANCE).all()
     below_k, below_b, above_k, above_b = gate.lines(low, low)
     torch.testing.assert_close(below_k * low + below_b, module(low), rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(above_k * low + above_b, module(low), rtol=0, atol=TOLERANCE)
