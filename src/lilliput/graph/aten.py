@@ -110,9 +110,33 @@ def _gelu(b: Builder, a: Arguments) -> str:
 
 def _clamp(b: Builder, a: Arguments) -> str:
     low, high = a.get("min_val", a.get("min")), a.get("max_val", a.get("max"))
-    if (low, high) not in ((0, 6), (0, None)):
-        raise b.unsupported(f"clamp to [{low}, {high}]; [0, 6] and [0, inf) are known")
-    return b.emit(Op.RELU6 if high == 6 else Op.RELU, [b.name_of(a["self"])])
+    x = b.name_of(a["self"])
+    if (low, high) in ((0, 6), (0, None)):
+        return b.emit(Op.RELU6 if high == 6 else Op.RELU, [x])
+    if low is None or high is None or low > high:
+        raise b.unsupported(f"clamp to [{low}, {high}]; [0, inf) and two finite bounds are known")
+    return b.emit(Op.HARD_TANH, [x], lower=float(low), upper=float(high))
+
+
+def _leaky_relu(b: Builder, a: Arguments) -> str:
+    return b.emit(Op.LEAKY_RELU, [b.name_of(a["self"])], slope=float(a["negative_slope"]))
+
+
+def _prelu(b: Builder, a: Arguments) -> str:
+    weight = b.name_of(a["weight"])
+    if weight not in b.weights:
+        raise b.unsupported("slope is computed, not stored")
+    return b.emit(Op.PRELU, [b.name_of(a["self"]), weight])
+
+
+def _softplus(b: Builder, a: Arguments) -> str:
+    return b.emit(Op.SOFTPLUS, [b.name_of(a["self"])], beta=float(a["beta"]), threshold=float(a["threshold"]))
+
+
+def _elu(b: Builder, a: Arguments) -> str:
+    if (a["scale"], a["input_scale"]) != (1, 1):
+        raise b.unsupported("scale or input_scale is not 1")
+    return b.emit(Op.ELU, [b.name_of(a["self"])], alpha=float(a["alpha"]))
 
 
 def _softmax(b: Builder, a: Arguments) -> str:
@@ -123,7 +147,7 @@ def _softmax(b: Builder, a: Arguments) -> str:
 def _division(b: Builder, a: Arguments) -> str:
     if not isinstance(a["other"], (int, float)) or a.get("rounding_mode"):
         raise b.unsupported("division by a tensor; by a number is known")
-    return b.emit(Op.MUL, [b.name_of(a["self"]), b.name_of(1.0 / a["other"])])
+    return b.emit(Op.MUL, [b.name_of(a["self"]), b.name_of(1.0 / a["other"], beside=a["self"])])
 
 
 def _reversed_sub(b: Builder, a: Arguments) -> str:
@@ -358,6 +382,10 @@ OPERATORS: dict[str, Rule] = {
     "silu": _unary(Op.SILU),
     "tanh": _unary(Op.TANH),
     "gelu": _gelu,
+    "leaky_relu": _leaky_relu,
+    "prelu": _prelu,
+    "softplus": _softplus,
+    "elu": _elu,
     "softmax.int": _softmax,
     "_softmax": _softmax,
     "add.Tensor": _binary(Op.ADD),
@@ -369,7 +397,7 @@ OPERATORS: dict[str, Rule] = {
     "mul.Scalar": _binary(Op.MUL),
     "div.Tensor": _division,
     "div.Scalar": _division,
-    "neg": lambda b, a: b.emit(Op.MUL, [b.name_of(a["self"]), b.name_of(-1.0)]),
+    "neg": lambda b, a: b.emit(Op.MUL, [b.name_of(a["self"]), b.name_of(-1.0, beside=a["self"])]),
     "matmul": _matmul,
     "mm": _matmul,
     "bmm": _matmul,

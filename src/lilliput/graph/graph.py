@@ -1,4 +1,4 @@
-"""The one graph: values in single-assignment form, about thirty kinds of node, weights by reference.
+"""The one graph: values in single-assignment form, about thirty-five kinds of node, weights by reference.
 
 A :class:`Graph` is plain data. It is static (every shape is known), it is in the order it runs in, and each node has exactly one
 output, named like the node. A node's inputs are names: of values (activations) or of weights. A weight is held once, however many
@@ -44,6 +44,11 @@ class Op(StrEnum):
     SILU = "silu"
     TANH = "tanh"
     GELU = "gelu"
+    LEAKY_RELU = "leaky_relu"
+    PRELU = "prelu"  # with a stored slope, one or one a channel
+    HARD_TANH = "hard_tanh"  # clamp between two finite numbers
+    SOFTPLUS = "softplus"
+    ELU = "elu"
     SOFTMAX = "softmax"  # along one axis, so not quite element by element
     # two values in, shapes broadcast
     ADD = "add"

@@ -131,6 +131,19 @@ RULES: dict[Op, OpRule] = {
     Op.GELU: OpRule(
         ("x",), ("approximate",), lambda node, x: F.gelu(x, approximate=node["approximate"]), is_elementwise=True
     ),
+    Op.LEAKY_RELU: OpRule(("x",), ("slope",), lambda node, x: F.leaky_relu(x, node["slope"]), is_elementwise=True),
+    Op.PRELU: OpRule(("x", "weight"), (), lambda node, x, weight: F.prelu(x, weight), is_elementwise=True),
+    Op.HARD_TANH: OpRule(
+        ("x",), ("lower", "upper"), lambda node, x: F.hardtanh(x, node["lower"], node["upper"]), is_elementwise=True
+    ),
+    # beyond threshold / beta torch returns x itself
+    Op.SOFTPLUS: OpRule(
+        ("x",),
+        ("beta", "threshold"),
+        lambda node, x: F.softplus(x, node["beta"], node["threshold"]),
+        is_elementwise=True,
+    ),
+    Op.ELU: OpRule(("x",), ("alpha",), lambda node, x: F.elu(x, node["alpha"]), is_elementwise=True),
     Op.SOFTMAX: OpRule(
         ("x",), ("dim",), lambda node, x: F.softmax(x, node["dim"]), mixes_batch=lambda node: node["dim"] == 0
     ),

@@ -1,6 +1,6 @@
 """From an ``nn.Module`` to a :class:`Graph`, through ``torch.export``.
 
-Export gives ATen operators, hundreds of spellings; ``lilliput.graph.aten`` maps those we know to our thirty kinds. In-place operators,
+Export gives ATen operators, hundreds of spellings; ``lilliput.graph.aten`` maps those we know to our thirty-five kinds. In-place operators,
 views and dropout are gone afterwards, scaled dot-product attention is spelled out, and scalars become constants, so consumers see
 one form of each thing. What is not in the table is refused by name, with the path of the module it came from.
 """
@@ -274,7 +274,11 @@ class Builder:
         if isinstance(argument, (int, float, bool)):
             other = self.metas[self.name_of(beside)].dtype if isinstance(beside, torch.fx.Node) else torch.float32
             is_whole = not isinstance(argument, float) and not other.is_floating_point
-            return self.constant(torch.tensor(argument if is_whole else float(argument)))
+            if is_whole:
+                return self.constant(torch.tensor(argument))
+            # A third is not the same number in both: beside float64 it must not be rounded to float32 first.
+            precision = torch.float64 if other is torch.float64 else torch.get_default_dtype()
+            return self.constant(torch.tensor(float(argument), dtype=precision))
         raise self.unsupported(f"argument {argument!r}")
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -1,0 +1,24 @@
+"""Sound bounds of what a trained network can do: local Lipschitz constants by bound propagation."""
+
+from lilliput.certify.jacobian import JacobianBounds, bound_jacobian
+from lilliput.certify.lipschitz import LocalLipschitz, local_lipschitz
+from lilliput.certify.method import METHODS, Answer, Problem
+from lilliput.certify.network import SUPPORTED_OPS, Network, lower
+from lilliput.certify.preactivation import Preactivations, preactivations
+from lilliput.certify.region import Region
+
+__all__ = [
+    "METHODS",
+    "SUPPORTED_OPS",
+    "Answer",
+    "JacobianBounds",
+    "LocalLipschitz",
+    "Network",
+    "Preactivations",
+    "Problem",
+    "Region",
+    "bound_jacobian",
+    "local_lipschitz",
+    "lower",
+    "preactivations",
+]

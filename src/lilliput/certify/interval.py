@@ -1,0 +1,96 @@
+"""Interval arithmetic through the network, forward for activations and backward for gradients: the cheapest sound bounds.
+
+An interval is a pair of tensors. Through a linear map ``W``, middle and radius go separately: ``W m`` and ``|W| r``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lilliput.certify.linear_map import LinearMap
+from lilliput.certify.network import Activation, Affine, Network
+
+Interval = tuple[Tensor, Tensor]
+"""Lower and upper bounds, of one shape."""
+
+
+def intersect(a: Interval, b: Interval) -> Interval:
+    """What is in both. Rounding can make two true intervals miss each other by a hair; then their hull is kept, never an empty one."""
+    lower, upper = torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
+    return torch.minimum(lower, upper), torch.maximum(lower, upper)
+
+
+def through(linear: LinearMap, x: Interval) -> Interval:
+    """Interval of ``W x``."""
+    middle, radius = linear.apply((x[0] + x[1]) / 2), linear.apply((x[1] - x[0]) / 2, absolute=True)
+    return middle - radius, middle + radius
+
+
+def through_transpose(linear: LinearMap, g: Interval) -> Interval:
+    """Interval of ``W^T g``."""
+    middle, radius = linear.transpose((g[0] + g[1]) / 2), linear.transpose((g[1] - g[0]) / 2, absolute=True)
+    return middle - radius, middle + radius
+
+
+def affine_interval(step: Affine, values: dict[str, Interval]) -> Interval:
+    """Interval of an affine step's value."""
+    lower, upper = through(step.terms[0][1], values[step.terms[0][0]])
+    for name, linear in step.terms[1:]:
+        more = through(linear, values[name])
+        lower, upper = lower + more[0], upper + more[1]
+    return (lower, upper) if step.bias is None else (lower + step.bias, upper + step.bias)
+
+
+def scaled(slope: Interval, g: Interval) -> Interval:
+    """Interval of ``d g`` for d and g anywhere in theirs."""
+    corners = [d * e for d in slope for e in g]
+    least, greatest = corners[0], corners[0]
+    for each in corners[1:]:
+        least, greatest = torch.minimum(least, each), torch.maximum(greatest, each)
+    return least, greatest
+
+
+def gradient_intervals(
+    network: Network,
+    slopes: list[Interval],
+    rows: Tensor,
+    cut: Callable[[Activation, Interval], Interval] = lambda step, g: g,
+) -> tuple[tuple[Interval, ...], Interval]:
+    """Intervals of the gradient behind each gate, and of the Jacobian's rows.
+
+    Args:
+        slopes: range of each gate's derivative, (domains, units).
+        rows: combinations of the outputs, (domains, rows, outputs).
+        cut: may tighten the gradient behind a gate, (domains, rows, units), before it is used further; gates come last first.
+    Returns:
+        For each gate the gradient with respect to its value (domains, rows, units); with respect to the input (domains, rows, n).
+    """
+    lead = rows.shape[:2]
+    flat = rows.reshape(-1, *network.shapes[network.output])
+    values: dict[str, Interval] = {network.output: (flat, flat)}
+    behind: dict[int, Interval] = {}
+    for step in reversed(network.steps):
+        g = values.pop(step.name, None)
+        if isinstance(step, Activation):
+            units = network.units(step.index)
+            if g is None:  # nothing reads it on the way to the output
+                g = (flat.new_zeros(len(flat), units),) * 2
+            outer = cut(step, (g[0].reshape(*lead, units), g[1].reshape(*lead, units)))
+            behind[step.index] = outer
+            inner = scaled((slopes[step.index][0][:, None], slopes[step.index][1][:, None]), outer)
+            shape = (len(flat), *network.shapes[step.source])
+            _add(values, step.source, (inner[0].reshape(shape), inner[1].reshape(shape)))
+        elif g is not None:
+            for name, linear in step.terms:
+                _add(values, name, through_transpose(linear, g))
+    zero = flat.new_zeros(len(flat), network.inputs)
+    x = values.get(network.input, (zero, zero))
+    return tuple(behind[index] for index in range(len(behind))), (x[0].reshape(*lead, -1), x[1].reshape(*lead, -1))
+
+
+def _add(values: dict[str, Interval], name: str, more: Interval) -> None:
+    old = values.get(name)
+    values[name] = more if old is None else (old[0] + more[0], old[1] + more[1])

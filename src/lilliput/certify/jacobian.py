@@ -1,0 +1,293 @@
+"""Bounds of the Jacobian's rows and of their norms: linear propagation along the chain of gradients.
+
+Behind a gate ``a = s(z)`` the gradient is ``g_z = d g_a`` with ``d = s'(z)`` somewhere in [d_l, d_u] and ``g_a`` in [l, u]. The greatest
+and the least ``d g`` over d are convex and concave in g, so their chords over [l, u] are the tightest lines that hold for all d:
+
+    d g <= above g + lift,  above = (d_u u - d_l l) / (u - l),  lift = -l u (d_u - d_l) / (u - l)      (l < 0 < u)
+    d g >= below g - lift,  below = (d_l u - d_u l) / (u - l)
+
+and where g has one sign they are ``d_u g`` and ``d_l g`` themselves. For ReLU, d_l = 0 and d_u = 1 where the gate is unstable. A row of
+coefficients on some gradient is carried *forward* through the network, from the input's side to the outputs', where the gradient is the
+given row of outputs; the intervals [l, u] are found so themselves, last gate first.
+
+Source: Shi et al. 2022 (arXiv:2210.07394), section 3: the closed form for clipped ReLU gradients. Ours differs: the same form for any gate
+with d in an interval, which does not couple d to x; all rows and domains in one batch; intervals only where a gate is undecided and the
+gradient's sign too. ``rule="constant"`` is RecurJac (Zhang et al. 2019, arXiv:1810.11783): no line where the sign is open, but constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lilliput.certify.interval import Interval, gradient_intervals, intersect, scaled
+from lilliput.certify.network import Activation, Affine, Network
+from lilliput.certify.preactivation import rows_per_chunk
+from lilliput.certify.region import DUAL, Norm
+
+Rule = Literal["chord", "constant"]
+_LEAST_ROWS = 16
+"""Domains are taken few enough that at least this many rows of coefficients fit one chunk."""
+
+
+@dataclass(frozen=True)
+class JacobianBounds:
+    """What is known of each (domain, row)."""
+
+    norm: Float[Tensor, "domains rows"]
+    """At most this is the dual norm of the row, anywhere in the domain."""
+    jacobian: Interval
+    """Interval of the row's elements, (domains, rows, n)."""
+    behind: tuple[Interval, ...]
+    """For each gate, interval of the gradient with respect to its value, (domains, rows, units)."""
+    weights: tuple[Tensor, ...]
+    """For each gate, |coefficient| on the gradient in front of it in the bound of the norm, (domains, rows, units): how much that
+    bound hangs on the gate. Zeros where the norm needed no propagation."""
+
+    def take(self, domains: Tensor | slice) -> JacobianBounds:
+        """Some of the domains."""
+        return JacobianBounds(
+            self.norm[domains],
+            (self.jacobian[0][domains], self.jacobian[1][domains]),
+            tuple((lower[domains], upper[domains]) for lower, upper in self.behind),
+            tuple(each[domains] for each in self.weights),
+        )
+
+    def area(self, slopes: list[Interval]) -> tuple[Tensor, ...]:
+        """How much each gate's relaxation may cost, (domains, rows, units): the score that branching takes the largest of.
+
+        ``(l^2 + u^2) |A|`` where the gate is undecided and the gradient behind it may have both signs; where it has one sign,
+        ``|u^2 - l^2| |A|``; 0 where the gate is decided. Source: Shi et al. 2022, section 4 and the authors' code, heuristic "area".
+        """
+        scores = []
+        for (lower, upper), weight, (least, greatest) in zip(self.behind, self.weights, slopes, strict=True):
+            score = (upper * upper.abs() - lower * lower.abs()) * weight
+            scores.append(torch.where((least < greatest)[:, None], score, 0.0))
+        return tuple(scores)
+
+
+def bound_jacobian(
+    network: Network,
+    slopes: list[Interval],
+    rows: Float[Tensor, "domains rows outputs"],
+    norm: Norm,
+    *,
+    rule: Rule = "chord",
+    within: JacobianBounds | None = None,
+    tight_elements: bool = False,
+) -> JacobianBounds:
+    """Bounds of the rows and of their dual norm in each domain.
+
+    Args:
+        slopes: range of each gate's derivative, (domains, units) each; from ``Preactivations.slopes``, fixed gates included.
+        rows: combinations of the outputs whose gradient is bounded; each domain has its own.
+        norm: of the input's perturbation; its dual bounds the row.
+        rule: "chord", or "constant" for RecurJac.
+        within: bounds that hold already (of the domain this one was split from); the result is inside them.
+        tight_elements: pull back every element of the Jacobian, not just those that the norm's bound needs.
+    """
+    at_once = max(1, rows_per_chunk(network, 2 * rows.shape[1] * _LEAST_ROWS))
+    parts = []
+    for start in range(0, len(rows), at_once):
+        some = slice(start, start + at_once)
+        part = _Chain(network, [(lower[some], upper[some]) for lower, upper in slopes], rows[some], rule)
+        parts.append(part.bounds(norm, None if within is None else within.take(some), tight_elements))
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _joined(parts: list[JacobianBounds]) -> JacobianBounds:
+    def cat(pairs: list[Interval]) -> Interval:
+        return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+
+    gates = range(len(parts[0].behind))
+    return JacobianBounds(
+        torch.cat([part.norm for part in parts]),
+        cat([part.jacobian for part in parts]),
+        tuple(cat([part.behind[gate] for part in parts]) for gate in gates),
+        tuple(torch.cat([part.weights[gate] for part in parts]) for gate in gates),
+    )
+
+
+@dataclass(frozen=True)
+class _Line:
+    """``d g`` lies within ``k_mid g + b_mid +- (k_half g_side + b_half)``; all (1, domains, rows, 1, units)."""
+
+    k_mid: Tensor
+    k_half: Tensor
+    b_mid: Tensor | None
+    b_half: Tensor
+
+    @staticmethod
+    def of(slope: Interval, g: Interval, rule: Rule) -> _Line:
+        least, greatest = slope[0][:, None], slope[1][:, None]
+        lower, upper = g
+        is_mixed = (lower < 0) & (upper > 0)
+        width = torch.where(is_mixed, upper - lower, 1.0)
+        if rule == "chord":
+            above = (greatest * upper - least * lower) / width
+            below = (least * upper - greatest * lower) / width
+            lift = torch.where(is_mixed, -lower * upper / width * (greatest - least), 0.0)
+            b_mid = None
+        else:
+            above = below = torch.zeros_like(lower)
+            low, high = scaled((least, greatest), g)
+            b_mid = torch.where(is_mixed, (high + low) / 2, 0.0)[None, :, :, None]
+            lift = torch.where(is_mixed, (high - low) / 2, 0.0)
+        is_negative = lower < 0
+        above = torch.where(is_mixed, above, torch.where(is_negative, least, greatest))
+        below = torch.where(is_mixed, below, torch.where(is_negative, greatest, least))
+        middle, half = (above + below) / 2, (above - below) / 2
+        return _Line(middle[None, :, :, None], half[None, :, :, None], b_mid, lift[None, :, :, None])
+
+
+class _Chain:
+    """One pass over a batch of domains; ``lines`` fills up from the last gate to the first."""
+
+    def __init__(self, network: Network, slopes: list[Interval], rows: Tensor, rule: Rule) -> None:
+        self.network, self.slopes, self.rows, self.rule = network, slopes, rows, rule
+        self.lines: dict[int, _Line | None] = {}
+        self.weights: dict[int, Tensor] = {}
+        self.last_reader = {
+            name: index
+            for index, step in enumerate(network.steps)
+            for name in ([step.source] if isinstance(step, Activation) else [name for name, _ in step.terms])
+        }
+
+    def bounds(self, norm: Norm, within: JacobianBounds | None, tight_elements: bool) -> JacobianBounds:
+        """Everything, in the order that each part needs the one before."""
+
+        def cut(step: Activation, g: Interval) -> Interval:
+            if within is not None:
+                g = intersect(g, within.behind[step.index])
+            least, greatest = self.slopes[step.index]
+            is_open = (least < greatest) if self.rule == "chord" else ((least != 0) | (greatest != 0))
+            g = self._pulled_back(step.name, g, (g[0] < 0) & (g[1] > 0) & is_open[:, None])
+            is_decided = self.rule == "chord" and not bool((least < greatest).any())
+            self.lines[step.index] = None if is_decided else _Line.of((least, greatest), g, self.rule)
+            return g
+
+        behind, x = gradient_intervals(self.network, self.slopes, self.rows, cut)
+        if within is not None:
+            x = intersect(x, within.jacobian)
+        if any(bool((least < greatest).any()) for least, greatest in self.slopes):
+            wanted = torch.full_like(x[0], True, dtype=torch.bool)
+            if norm == "inf" and not tight_elements:  # elements of one sign enter the sum as they are
+                wanted = (x[0] < 0) & (x[1] > 0)
+            x = self._pulled_back(self.network.input, x, wanted)
+        bound = self._norm(norm, x)
+        if within is not None:
+            bound = torch.minimum(bound, within.norm)
+        weights = tuple(self.weights.get(i, torch.zeros_like(behind[i][0])) for i in range(len(behind)))
+        return JacobianBounds(bound, x, behind, weights)
+
+    def _norm(self, norm: Norm, x: Interval) -> Tensor:
+        lower, upper = x
+        most = torch.maximum(lower.abs(), upper.abs())
+        if DUAL[norm] == "inf":
+            return most.amax(-1)
+        if DUAL[norm] == "1":
+            is_mixed = (lower < 0) & (upper > 0)
+            width = torch.where(is_mixed, upper - lower, 1.0)
+            sign = torch.where(lower < 0, -1.0, 1.0)
+            slope = torch.where(is_mixed, (upper + lower) / width, sign)
+            intercept = torch.where(is_mixed, -2 * lower * upper / width, 0.0)
+            return torch.minimum(self._carried(slope, intercept.sum(-1)), most.sum(-1))
+        square = self._carried(lower + upper, -(lower * upper).sum(-1))
+        return torch.minimum(square.clamp(min=0).sqrt(), torch.linalg.vector_norm(most, dim=-1))
+
+    def _carried(self, coefficients: Tensor, intercept: Tensor) -> Tensor:
+        """Upper bound of one row of coefficients on the Jacobian for each (domain, row)."""
+        start = coefficients[None, :, :, None]
+        return self._carry(self.network.input, start, both_sides=False, keep_weights=True)[0, :, :, 0] + intercept
+
+    def _pulled_back(self, name: str, g: Interval, wanted: Tensor) -> Interval:
+        """The interval of a value's gradient, cut at the wanted elements by carrying each of them forward."""
+        elements = wanted.any(1).any(0).nonzero().squeeze(1)
+        if not len(elements):
+            return g
+        lower, upper = g[0].clone(), g[1].clone()
+        for some in elements.split(rows_per_chunk(self.network, 2 * wanted.shape[0] * wanted.shape[1])):
+            unit = g[0].new_zeros((1, 1, 1, len(some), g[0].shape[-1]))
+            unit[0, 0, 0, torch.arange(len(some), device=unit.device), some] = 1.0
+            most = self._carry(name, unit, both_sides=True)
+            cut = intersect((g[0][..., some], g[1][..., some]), (-most[1], most[0]))
+            lower[..., some] = torch.where(wanted[..., some], cut[0], g[0][..., some])
+            upper[..., some] = torch.where(wanted[..., some], cut[1], g[1][..., some])
+        return lower, upper
+
+    def _carry(self, name: str, start: Tensor, both_sides: bool, keep_weights: bool = False) -> Tensor:
+        """Upper bounds of rows of coefficients on a value's gradient, and of their negatives: (sides, domains, rows, specs).
+
+        Args:
+            start: (1, domains or 1, rows or 1, specs, elements); axes of 1 stay so until a gate tells domains or rows apart.
+        """
+        coefficients = {name: start}
+        bias: Tensor | float = 0.0
+        for index, step in enumerate(self.network.steps):
+            if isinstance(step, Activation):
+                B = (
+                    coefficients.pop(step.source, None)
+                    if self.last_reader[step.source] == index
+                    else coefficients.get(step.source)
+                )
+                if B is None:
+                    continue
+                if keep_weights:
+                    self.weights[step.index] = B[0, :, :, 0].abs()
+                line = self.lines[step.index]
+                if line is None:
+                    B = B * self.slopes[step.index][0][None, :, None, None]
+                else:
+                    B = torch.cat([B, -B]) if both_sides and len(B) == 1 else B
+                    B, more = _relaxed(B, line)
+                    bias = bias + more
+                coefficients[step.name] = B
+            else:
+                self._affine(step, index, coefficients)
+        B = coefficients.get(self.network.output)
+        if B is None:
+            return self.rows.new_zeros((1 + both_sides, *self.rows.shape[:2], start.shape[3]))
+        value = _dot(B, self.rows[None, :, :, None])
+        if both_sides and len(value) == 1:
+            value = torch.cat([value, -value])
+        return (value + bias).expand(-1, *self.rows.shape[:2], -1)
+
+    def _affine(self, step: Affine, index: int, coefficients: dict[str, Tensor]) -> None:
+        total: Tensor | None = None
+        for name, linear in step.terms:
+            B = coefficients.get(name)
+            if B is None:
+                continue
+            moved = linear.apply(B.reshape(-1, *self.network.shapes[name])).reshape(*B.shape[:4], -1)
+            if total is not None and len(total) != len(moved):  # one of two branches met a gate first
+                total, moved = _two_sided(total), _two_sided(moved)
+            total = moved if total is None else total + moved
+        for name, _ in step.terms:
+            if self.last_reader[name] == index:
+                coefficients.pop(name, None)
+        if total is not None:
+            coefficients[step.name] = total
+
+
+def _two_sided(B: Tensor) -> Tensor:
+    return torch.cat([B, -B]) if len(B) == 1 else B
+
+
+def _relaxed(B: Tensor, line: _Line) -> tuple[Tensor, Tensor]:
+    size = B.abs()
+    bias = _dot(size, line.b_half)
+    if line.b_mid is not None:
+        bias = bias + _dot(B, line.b_mid)
+    return torch.addcmul(B * line.k_mid, size, line.k_half), bias
+
+
+def _dot(B: Tensor, v: Tensor) -> Tensor:
+    """Sum over the last axis of (sides, domains, rows, specs, units) times (1, domains, rows, 1, units)."""
+    if B.shape[1] == B.shape[2] == 1 and v.shape[1] * v.shape[2] > 1:
+        product = B[:, 0, 0] @ v.reshape(-1, v.shape[-1]).T  # one matrix product instead of an expanded tensor
+        return product.reshape(len(B), -1, *v.shape[1:3]).permute(0, 2, 3, 1)
+    return (B @ v.squeeze(3).unsqueeze(-1)).squeeze(-1)

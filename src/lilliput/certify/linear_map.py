@@ -1,0 +1,181 @@
+"""Linear maps that know their transpose and their absolute value, without ever being a matrix.
+
+Bound propagation needs four products of each linear layer: ``W x`` (tangents, and the coefficients of gradients), ``W^T g`` (gradients, and
+the coefficients of activations), and the same two with ``|W|`` (interval arithmetic). Tensors have one leading axis; rows, domains and
+centres have been merged into it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class LinearMap(ABC):
+    """A linear map from tensors of shape ``inputs`` to tensors of shape ``outputs``."""
+
+    inputs: Shape
+    outputs: Shape
+
+    @abstractmethod
+    def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """``W x``, or ``|W| x``: (N, *inputs) to (N, *outputs)."""
+
+    @abstractmethod
+    def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
+        """``W^T g``, or ``|W|^T g``: (N, *outputs) to (N, *inputs)."""
+
+    def norm(self, order: str, like: Tensor) -> Tensor:
+        """Operator norm from l_order to l_order, or an upper bound of it: for "2" the root of the other two's product."""
+        if order == "inf":
+            return self.apply(like.new_ones((1, *self.inputs)), absolute=True).max()
+        if order == "1":
+            return self.transpose(like.new_ones((1, *self.outputs)), absolute=True).max()
+        return (self.norm("inf", like) * self.norm("1", like)).sqrt()
+
+
+class Matrix(LinearMap):
+    """A matrix on the last axis."""
+
+    def __init__(self, weight: Tensor, inputs: Shape) -> None:
+        self.weight = weight
+        self.inputs, self.outputs = inputs, (*inputs[:-1], weight.shape[0])
+
+    @cached_property
+    def magnitude(self) -> Tensor:
+        """``|W|``."""
+        return self.weight.abs()
+
+    def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        return x @ (self.magnitude if absolute else self.weight).T
+
+    def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        return g @ (self.magnitude if absolute else self.weight)
+
+    def norm(self, order: str, like: Tensor) -> Tensor:
+        """Exact for "2" as well."""
+        return torch.linalg.matrix_norm(self.weight, 2) if order == "2" else super().norm(order, like)
+
+
+class Convolution(LinearMap):
+    """A convolution over one or two axes with any stride, padding, dilation and groups."""
+
+    def __init__(
+        self, weight: Tensor, inputs: Shape, outputs: Shape, stride: Shape, padding: Shape, dilation: Shape, groups: int
+    ) -> None:
+        self.weight = weight
+        self.inputs, self.outputs = inputs, outputs
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        # Input rows that no window reaches get a zero gradient; conv_transpose leaves them out unless told.
+        self.unreached = tuple(
+            size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
+            for size, out, s, p, d, k in zip(
+                inputs[1:], outputs[1:], stride, padding, dilation, weight.shape[2:], strict=True
+            )
+        )
+
+    @cached_property
+    def magnitude(self) -> Tensor:
+        """``|W|``."""
+        return self.weight.abs()
+
+    def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        convolve = F.conv1d if self.weight.dim() == 3 else F.conv2d
+        weight = self.magnitude if absolute else self.weight
+        return convolve(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        convolve = F.conv_transpose1d if self.weight.dim() == 3 else F.conv_transpose2d
+        weight = self.magnitude if absolute else self.weight
+        # torch wants its output padding below the stride or the dilation; what is beyond is padded by hand.
+        inside = tuple(
+            min(u, max(s, d) - 1) for u, s, d in zip(self.unreached, self.stride, self.dilation, strict=True)
+        )
+        x = convolve(g, weight, None, self.stride, self.padding, inside, self.groups, self.dilation)
+        rest = [u - i for u, i in zip(self.unreached, inside, strict=True)]
+        return F.pad(x, [edge for r in reversed(rest) for edge in (0, r)]) if any(rest) else x
+
+
+class Scale(LinearMap):
+    """A factor for each element; it broadcasts to the input, and never makes it larger."""
+
+    def __init__(self, factor: Tensor, inputs: Shape) -> None:
+        self.factor = factor
+        self.inputs = self.outputs = inputs
+
+    def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        return x * (self.factor.abs() if absolute else self.factor)
+
+    def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        return self.apply(g, absolute)
+
+    def norm(self, order: str, like: Tensor) -> Tensor:
+        """Exact for every order."""
+        return self.factor.abs().max()
+
+
+class Identity(LinearMap):
+    """The same tensor, perhaps under another shape."""
+
+    def __init__(self, inputs: Shape, outputs: Shape) -> None:
+        self.inputs, self.outputs = inputs, outputs
+
+    def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        return x.reshape(len(x), *self.outputs)
+
+    def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        return g.reshape(len(g), *self.inputs)
+
+
+class Positive(LinearMap):
+    """A linear map without negative entries, given by the function that applies it: data movement, sums, averages.
+
+    Its transpose is the function's vector-Jacobian product, so the two cannot disagree.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], inputs: Shape, outputs: Shape) -> None:
+        self.function = function
+        self.inputs, self.outputs = inputs, outputs
+
+    def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        return self.function(x)
+
+    def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        pull_back = torch.func.vjp(self.function, g.new_zeros((len(g), *self.inputs)))[1]
+        (x,) = pull_back(g)
+        return x
+
+
+class Difference(LinearMap):
+    """One map without negative entries minus another; no element is read by both, so ``|W|`` is their sum."""
+
+    def __init__(self, plus: LinearMap, minus: LinearMap) -> None:
+        self.plus, self.minus = plus, minus
+        self.inputs, self.outputs = plus.inputs, plus.outputs
+
+    def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        plus, minus = self.plus.apply(x), self.minus.apply(x)
+        return plus + minus if absolute else plus - minus
+
+    def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        plus, minus = self.plus.transpose(g), self.minus.transpose(g)
+        return plus + minus if absolute else plus - minus

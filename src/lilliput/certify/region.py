@@ -1,0 +1,65 @@
+"""Where the input may be: a ball in l_1, l_2 or l_inf around each centre, cut to the range of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Norm = Literal["inf", "1", "2"]
+DUAL: dict[Norm, Norm] = {"inf": "1", "1": "inf", "2": "2"}
+"""The norm of a Jacobian row that bounds how much the output moves for a unit step of the input."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """One ball for each of D domains; tensors are flat: (D, n)."""
+
+    centre: Float[Tensor, "domains inputs"]
+    eps: float
+    norm: Norm
+    lower: Float[Tensor, "domains inputs"]
+    """The smallest box around the ball, cut to the data's range."""
+    upper: Float[Tensor, "domains inputs"]
+
+    @staticmethod
+    def ball(centre: Tensor, eps: float, norm: Norm, clip: tuple[float | int, float | int] | None = None) -> Region:
+        """The ball around each row of ``centre``."""
+        lower, upper = centre - eps, centre + eps
+        if clip is not None:
+            lower, upper = lower.clamp(min=clip[0]), upper.clamp(max=clip[1])
+        return Region(centre, eps, norm, lower, upper)
+
+    def take(self, domains: Tensor | slice) -> Region:
+        """Some of the domains."""
+        return Region(self.centre[domains], self.eps, self.norm, self.lower[domains], self.upper[domains])
+
+    def most(self, A: Tensor) -> Tensor:
+        """Greatest ``a . x`` over each domain's region, for rows A (sides, domains, rows, inputs): (sides, domains, rows)."""
+        middle, radius = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
+        size = A.abs()
+        box = (A @ middle[:, :, None] + size @ radius[:, :, None]).squeeze(-1)
+        if self.norm == "inf":
+            return box
+        dual = size.amax(-1) if self.norm == "1" else torch.linalg.vector_norm(A, dim=-1)
+        return torch.minimum(box, (A @ self.centre[:, :, None]).squeeze(-1) + self.eps * dual)
+
+    def draw(self, points: int, generator: torch.Generator) -> Float[Tensor, "points domains inputs"]:
+        """Points of each region, a third of them at corners of the box or the ball; always inside."""
+        shape = (points, *self.centre.shape)
+        unit = torch.rand(shape, generator=generator, dtype=torch.float64).to(self.centre) * 2 - 1
+        corner = torch.arange(points, device=unit.device) % 3 == 0
+        unit = torch.where(corner[:, None, None], unit.sign(), unit)
+        return self.nearest(self.centre + self.eps * unit)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Points (..., domains, inputs) pulled into the region: scaled into the ball, then cut to the box (which holds the centre)."""
+        if self.norm != "inf":
+            step = x - self.centre
+            length = torch.linalg.vector_norm(step, ord=float(self.norm), dim=-1, keepdim=True)
+            # A hair short of the sphere, so that rounding does not put the point outside.
+            x = self.centre + step * (self.eps * (1 - 1e-12) / length.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
+        return torch.maximum(torch.minimum(x, self.upper), self.lower)
