@@ -287,6 +287,11 @@ def _padding(op: QOp, output: Interval, read: Interval, axis: int) -> tuple[int,
     return read[0] - first, max(0, last + 1 - read[1])  # the last columns of a map may be read by no window
 
 
+def _ends(span: Interval) -> Interval:
+    """Its first index and its last."""
+    return span[0], span[1] - 1
+
+
 def _union(first: Interval | None, second: Interval) -> Interval:
     return second if first is None else (min(first[0], second[0]), max(first[1], second[1]))
 
@@ -541,8 +546,10 @@ class _Streaming(_Tiler):
                 kernel, stride, dilation, before = _windows(op, 0)
                 if isinstance(op, UpsampleNearest):
                     return frozenset()
-                taps = range(self.side(op.name, 0))
+                side, taps = self.side(name, 0), range(self.side(op.name, 0))
                 used.update(y * stride - before + k * dilation for y in taps for k in range(kernel))
+                # What is read begins and ends where the map does, even where no tap of a window that reaches beyond falls on that row.
+                used.update(row for y in taps for row in _ends(_read(op, (y, y + 1), side, 0)))
         return frozenset(range(self.side(name, 0))) - used
 
     def _first_needed(self, events: Sequence[_Event]) -> list[int]:

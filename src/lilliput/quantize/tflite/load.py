@@ -80,6 +80,8 @@ class _Loading:
         ] = {}  # int32 tensor of the file -> the codes it holds, and what was added
         self.weights: dict[Any, np.ndarray] = {}
         self.input: str | None = None
+        self.output_indices = frozenset(model.outputs)
+        self.first_readers = {index: each for each in reversed(model.operators) for index in each.inputs}
 
     def run(self) -> QuantizedGraph:
         """Every operator in the file's order."""
@@ -488,7 +490,10 @@ class _Loading:
         axis = axis + len(y.shape) + 1 if axis < 0 else axis
         if not inputs or not 1 <= axis <= len(y.shape) or any(len(x.shape) != len(y.shape) for x in inputs):
             raise self._unsupported(operator, f"joins {len(inputs)} inputs along axis {axis}", "axis 0 is the batch")
-        changed = {x.name: self._in_scale_of(operator, x, y, rescale=True).name for x in inputs}
+        changed = {
+            name: self._in_scale_of(operator, self.tensors[name], y, rescale=True).name
+            for name in dict.fromkeys(x.name for x in inputs)
+        }
         self._emit(operator, qgraph.Concat, y, *(changed[x.name] for x in inputs), axis=axis - 1)
 
     # windows and reductions
@@ -620,7 +625,7 @@ class _Loading:
         if source.type == TensorType.INT8 and target.type == TensorType.INT8:
             x, y = self._read(operator), self._output(operator)
             self._lookup(operator, x, y, tables.requantize_table(x, y), "requantize")
-        elif source.type == TensorType.INT8 and target.type == TensorType.UINT8 and target.index in self.model.outputs:
+        elif source.type == TensorType.INT8 and target.type == TensorType.UINT8 and target.index in self.output_indices:
             x = self._read(operator)
             self._require_moved_by_128(operator, target, (x.scale, x.zero_point))
             self.names[target.index] = x.name
@@ -649,10 +654,10 @@ class _Loading:
 
     def _dequantize(self, operator: FileOperator) -> None:
         target = self.model.tensors[operator.outputs[0]]
-        if target.index not in self.model.outputs or target.type != TensorType.FLOAT32:
+        if target.index not in self.output_indices or target.type != TensorType.FLOAT32:
             raise self._unsupported(operator, f"makes {target}", f"only outputs may be floats; {HOW_TO_CONVERT}")
         self.names[target.index] = self._read(operator).name
-        reader = next((each for each in self.model.operators if target.index in each.inputs), None)
+        reader = self.first_readers.get(target.index)
         if reader is not None:
             raise self._unsupported(reader, f"reads {target}", f"activations must be int8; {HOW_TO_CONVERT}")
 
