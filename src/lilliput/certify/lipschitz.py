@@ -84,7 +84,7 @@ def local_lipschitz(
         outputs: "rows" for each output; "margins" for output y less each other one; or combinations, (rows, outputs).
         y: class of each centre, for "margins".
         clip: least and greatest value that an input can have; the ball is cut to it.
-        method: "product", "ibp", "recurjac" or "crown", from loosest and quickest to tightest.
+        method: a name in ``METHODS``, from loosest and quickest to tightest.
         alpha_steps: of slope optimisation, for methods that have it.
         time_limit: seconds, for methods that refine until it is over.
         seed: of the search for the lower bound.

@@ -1,0 +1,42 @@
+"""Bounds by one linear propagation, in which the refining methods start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lilliput.certify.interval import Interval
+from lilliput.certify.jacobian import JacobianBounds, Rule, bound_jacobian
+from lilliput.certify.preactivation import Preactivations, preactivations
+from lilliput.certify.problem import Answer, Problem
+from lilliput.certify.product import product_bound
+
+
+def propagated(rule: Rule) -> Callable[[Problem], Answer]:
+    """The method of that rule."""
+
+    def method(problem: Problem) -> Answer:
+        return answer_from(problem, preactivations(problem.network, problem.region), rule)[0]
+
+    return method
+
+
+def answer_from(problem: Problem, masks: Preactivations, rule: Rule = "chord") -> tuple[Answer, JacobianBounds]:
+    """The answer that bounds of the gates' inputs give, and the bounds of the Jacobian that it is made of."""
+    network, rows, norm = problem.network, problem.rows, problem.region.norm
+    slopes = masks.slopes(network)
+    bounds = bound_jacobian(network, slopes, rows, norm, rule=rule)
+
+    def jacobian() -> Interval:
+        return bound_jacobian(network, slopes, rows, norm, rule=rule, within=bounds, tight_elements=True).jacobian
+
+    return Answer(no_more_than_product(problem, bounds.norm), jacobian), bounds
+
+
+def no_more_than_product(problem: Problem, norm: Tensor) -> Tensor:
+    """In l_2 the product can be the smaller one: it keeps singular values, of which element-wise bounds know nothing."""
+    if problem.region.norm != "2":
+        return norm
+    return torch.minimum(norm, product_bound(problem.network, problem.rows, "2"))
