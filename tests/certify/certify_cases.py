@@ -53,7 +53,9 @@ class NetCase:
 
     def centre(self, count: int | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(7)
-        return torch.randn((*(() if count is None else (count,)), *self.shape), generator=generator, dtype=torch.float64)
+        return torch.randn(
+            (*(() if count is None else (count,)), *self.shape), generator=generator, dtype=torch.float64
+        )
 
 
 def mlp(*widths: int, act: Callable[[], nn.Module] = nn.ReLU, seed: int = 0, gain: float = 1.0) -> nn.Sequential:

@@ -5,6 +5,7 @@ from lilliput.certify.lipschitz import LocalLipschitz, local_lipschitz
 from lilliput.certify.method import METHODS, Answer, Problem
 from lilliput.certify.network import SUPPORTED_OPS, Network, lower
 from lilliput.certify.preactivation import Preactivations, preactivations
+from lilliput.certify.radius import certified_radius
 from lilliput.certify.region import Region
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Problem",
     "Region",
     "bound_jacobian",
+    "certified_radius",
     "local_lipschitz",
     "lower",
     "preactivations",
