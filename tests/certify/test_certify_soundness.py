@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from certify.certify_cases import CASES, NetCase, mlp
 from lilliput.certify import Region, local_lipschitz, lower, preactivations
 from lilliput.graph import trace

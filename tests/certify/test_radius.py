@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from certify.digit_networks import digits, trained_mlp
 from torch import nn
 
+from certify.digit_networks import digits, trained_mlp
 from lilliput.certify import METHODS, certified_radius
 from lilliput.errors import ConfigError, DataError
 

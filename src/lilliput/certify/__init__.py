@@ -3,6 +3,7 @@
 from lilliput.certify.jacobian import JacobianBounds, bound_jacobian
 from lilliput.certify.lipschitz import LocalLipschitz, local_lipschitz
 from lilliput.certify.method import METHODS, Answer, Problem
+from lilliput.certify.monotone import Monotonicity, Violation, monotonicity
 from lilliput.certify.network import SUPPORTED_OPS, Network, lower
 from lilliput.certify.preactivation import Preactivations, preactivations
 from lilliput.certify.radius import certified_radius
@@ -14,13 +15,16 @@ __all__ = [
     "Answer",
     "JacobianBounds",
     "LocalLipschitz",
+    "Monotonicity",
     "Network",
     "Preactivations",
     "Problem",
     "Region",
+    "Violation",
     "bound_jacobian",
     "certified_radius",
     "local_lipschitz",
     "lower",
+    "monotonicity",
     "preactivations",
 ]

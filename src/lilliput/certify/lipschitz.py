@@ -164,6 +164,7 @@ def check_options(
     outputs: str | Tensor,
     y: int | Tensor | None,
 ) -> None:
+    """Refuse options outside what is allowed."""
     if not (math.isfinite(eps) and eps >= 0):
         raise ConfigError(f"eps={eps}: must be a finite number, 0 or more, in the units of the network's input")
     if norm not in DUAL:
@@ -236,6 +237,7 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def check_centres(centres: Tensor, clip: tuple[float | int, float | int] | None) -> None:
+    """Refuse centres outside the range of the data."""
     if clip is None:
         return
     low, high = float(centres.min()), float(centres.max())
@@ -247,6 +249,7 @@ def check_centres(centres: Tensor, clip: tuple[float | int, float | int] | None)
 
 
 def output_rows(network: Network, outputs: str | Tensor, y: int | Tensor | None, centres: int) -> Tensor:
+    """Combinations of the outputs for each centre, (centres, rows, outputs)."""
     eye = torch.eye(network.outputs, dtype=network.dtype, device=network.device)
     if isinstance(outputs, Tensor):
         return outputs.to(eye).expand(centres, *outputs.shape)
