@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lilliput.certify import SUPPORTED_OPS as BOUNDED_OPS
 from lilliput.graph import Op
 from lilliput.graph.aten import OPERATORS
 from lilliput.graph.ops import RULES, no_macs
@@ -24,10 +25,11 @@ def page() -> str:
         "",
         f"The graph has {len(Op)} kinds of node. *run* is the reference interpreter, *MACs* says whether the kind counts"
         " multiply-accumulates (the others count none), *in place* whether live-memory analysis may let it write over its input,"
-        " *int8* whether quantization lowers it; everything that quantization gives has a C kernel.",
+        " *int8* whether quantization lowers it; everything that quantization gives has a C kernel;"
+        " *bounds* whether bound propagation has a rule: `mul` and `matmul` by a constant there.",
         "",
-        "| kind | inputs | attributes | run | MACs | in place | int8 and C |",
-        "|---|---|---|:-:|:-:|:-:|:-:|",
+        "| kind | inputs | attributes | run | MACs | in place | int8 and C | bounds |",
+        "|---|---|---|:-:|:-:|:-:|:-:|:-:|",
     ]
     for op in Op:
         rule = RULES[op]
@@ -40,6 +42,7 @@ def page() -> str:
             "yes" if rule.macs is not no_macs else "",
             ("depthwise" if op is Op.CONV else "yes") if in_place else "",
             "yes" if op in SUPPORTED_OPS else "",
+            "yes" if op in BOUNDED_OPS else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [

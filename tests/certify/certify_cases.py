@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def mlp(*widths: int, act: Callable[[], nn.Module] = nn.ReLU, seed: int = 0, gai
     """Weights as torch draws them, times ``gain``, in float64."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), act()]
     model = nn.Sequential(*layers[:-1]).double().eval()
     for parameter in model.parameters():

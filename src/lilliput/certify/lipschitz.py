@@ -187,6 +187,8 @@ def prepared(
     model: nn.Module | Graph, x0: Tensor, precision: torch.dtype, matrix: Tensor | None
 ) -> tuple[Network, Tensor, bool]:
     """The lowered network, centres (B, *input) in its precision, and whether one centre without a batch was given."""
+    if not x0.numel():
+        raise DataError(f"x0 has shape {list(x0.shape)} and no element; give one centre or a batch of at least 1")
     if isinstance(model, Graph):
         graph = model
         is_single = x0.dim() == len(graph.shape(graph.inputs[0])) - 1
@@ -197,10 +199,8 @@ def prepared(
     network = lower(graph, precision)
     centres = (x0[None] if is_single else x0).to(network.device, precision)
     shape = network.shapes[network.input]
-    if tuple(centres.shape[1:]) != shape or not len(centres):
-        raise DataError(
-            f"x0 has shape {list(x0.shape)}; the network takes {list(shape)}, or a batch {['B', *shape]} of at least 1"
-        )
+    if tuple(centres.shape[1:]) != shape:
+        raise DataError(f"x0 has shape {list(x0.shape)}; the network takes {list(shape)}, or a batch {['B', *shape]}")
     if not bool(centres.isfinite().all()):
         raise DataError("x0 holds NaN or infinite values; a centre must be finite")
     if matrix is not None and (matrix.dim() != 2 or matrix.shape[1] != network.outputs):

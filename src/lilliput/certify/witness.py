@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lilliput.certify.network import Activation, Network
-from lilliput.certify.preactivation import rows_per_chunk
+from lilliput.certify.preactivation import preactivations, rows_per_chunk
 from lilliput.certify.region import DUAL, Norm, Region
 
 
@@ -27,11 +28,15 @@ class Witness:
 
 
 def jacobian_at(
-    network: Network, points: Float[Tensor, "points inputs"], rows: Float[Tensor, "points rows outputs"]
+    network: Network,
+    points: Float[Tensor, "points inputs"],
+    rows: Float[Tensor, "points rows outputs"],
+    constant: Sequence[Tensor] = (),
 ) -> tuple[Float[Tensor, "points rows inputs"], Bool[Tensor, "points rows"]]:
-    """The rows' gradients at points, and whether each is one: at a kink the network has none, and 0 is returned for True.
+    """The rows' gradients at points, and whether each is one: a gate exactly at a kink spoils the rows whose gradient reaches it.
 
-    A gate exactly at a kink spoils the rows whose gradient reaches it.
+    Args:
+        constant: for each gate, which of its units don't change around any of the points, (points, units); those spoil nothing.
     """
     lead = rows.shape[:2]
     _, before = network.run(points.reshape(-1, *network.shapes[network.input]))
@@ -45,7 +50,8 @@ def jacobian_at(
             z = before[step.index]
             outer = outer.reshape(*lead, -1)
             least, greatest = step.gate.slope_range(z, z)
-            at_kink = (least < greatest)[:, None] & (outer != 0)
+            is_open = (least < greatest) & ~constant[step.index] if constant else least < greatest
+            at_kink = is_open[:, None] & (outer != 0)
             is_smooth &= ~at_kink.any(-1)
             _add(g, step.source, (outer * step.gate.slope(z)[:, None]).reshape(-1, *network.shapes[step.source]))
             continue
@@ -59,12 +65,13 @@ def _add(values: dict[str, Tensor], name: str, more: Tensor) -> None:
     values[name] = more if name not in values else values[name] + more
 
 
-def norm_at(network: Network, points: Tensor, rows: Tensor, norm: Norm) -> Tensor:
+def norm_at(network: Network, points: Tensor, rows: Tensor, norm: Norm, constant: Sequence[Tensor] = ()) -> Tensor:
     """Dual norm of each row's gradient at each point, (points, rows); 0 where there is none, so that it never counts as found."""
     parts = []
     at_once = rows_per_chunk(network, rows.shape[1])
-    for some, theirs in zip(points.split(at_once), rows.split(at_once), strict=True):
-        jacobian, is_smooth = jacobian_at(network, some, theirs)
+    for start in range(0, len(points), at_once):
+        some = slice(start, start + at_once)
+        jacobian, is_smooth = jacobian_at(network, points[some], rows[some], [each[some] for each in constant])
         size = torch.linalg.vector_norm(jacobian, ord=float(DUAL[norm]), dim=-1)
         parts.append(torch.where(is_smooth & size.isfinite(), size, 0.0))
     return torch.cat(parts)
@@ -88,12 +95,19 @@ def search(
     """
     generator = torch.Generator().manual_seed(seed)
     domains, count, inputs = len(rows), rows.shape[1], network.inputs
+    known = preactivations(network, region, method="ibp")
+    is_ball = region.eps > 0
+    constant = [(a == b) & is_ball for a, b in zip(known.lower, known.upper, strict=True)]
+
+    def measure(points: Tensor, rows: Tensor, owners: Tensor) -> Tensor:
+        return norm_at(network, points, rows, region.norm, [each[owners] for each in constant])
+
+    numbers = torch.arange(domains, device=rows.device)
     points = torch.cat([region.centre[None], region.draw(samples, generator)])
-    found = norm_at(
-        network, points.reshape(-1, inputs), rows.expand(len(points), *rows.shape).flatten(0, 1), region.norm
-    )
+    each_point = rows.expand(len(points), *rows.shape).flatten(0, 1)
+    found = measure(points.reshape(-1, inputs), each_point, numbers.repeat(len(points)))
     size, which = found.reshape(len(points), domains, count).max(0)
-    best = Witness(size, points[which, torch.arange(domains, device=which.device)[:, None]])
+    best = Witness(size, points[which, numbers[:, None]])
     each_row = rows.reshape(-1, 1, rows.shape[-1])
     edges = Region(
         region.centre.repeat_interleave(count, 0), region.eps, region.norm,
@@ -106,9 +120,8 @@ def search(
         share = 0.5 ** (step + 1)
         thrown = torch.rand(here.shape, generator=generator, dtype=torch.float64).to(here.device) < share
         there = edges.nearest(torch.where(thrown, corner, here))
-        size = norm_at(
-            network, there.reshape(-1, inputs), each_row.expand(tries, *each_row.shape).flatten(0, 1), region.norm
-        )
+        owners = numbers.repeat_interleave(count).repeat(tries)
+        size = measure(there.reshape(-1, inputs), each_row.repeat(tries, 1, 1), owners)
         size, which = size.reshape(tries, -1).max(0)
         point = there[which, torch.arange(len(which), device=which.device)]
         best = best.better(Witness(size.reshape(domains, count), point.reshape(domains, count, inputs)))

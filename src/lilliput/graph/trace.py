@@ -1,6 +1,6 @@
 """From an ``nn.Module`` to a :class:`Graph`, through ``torch.export``.
 
-Export gives ATen operators, hundreds of spellings; ``lilliput.graph.aten`` maps those we know to our thirty kinds. In-place operators,
+Export gives ATen operators, hundreds of spellings; ``lilliput.graph.aten`` maps those we know to our thirty-five kinds. In-place operators,
 views and dropout are gone afterwards, scaled dot-product attention is spelled out, and scalars become constants, so consumers see
 one form of each thing. What is not in the table is refused by name, with the path of the module it came from.
 """
