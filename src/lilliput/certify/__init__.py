@@ -1,5 +1,6 @@
 """Sound bounds of what a trained network can do: local Lipschitz constants by bound propagation."""
 
+from lilliput.certify.each import certify_each, model_hash, radius_each
 from lilliput.certify.jacobian import JacobianBounds, bound_jacobian
 from lilliput.certify.lipschitz import LocalLipschitz, local_lipschitz
 from lilliput.certify.method import METHODS, Answer, Problem
@@ -23,8 +24,11 @@ __all__ = [
     "Violation",
     "bound_jacobian",
     "certified_radius",
+    "certify_each",
     "local_lipschitz",
     "lower",
+    "model_hash",
     "monotonicity",
     "preactivations",
+    "radius_each",
 ]

@@ -220,9 +220,8 @@ def _violation(
     points[:, where[1]] = values
     points = points.reshape(-1, *network.shapes[network.input]).to(_dtype(model))
     outputs = _evaluated(model, points, output)
-    wrong = _falling(outputs) if expect == "increasing" else _falling(-outputs)
-    if expect == "either":
-        wrong = _turning(outputs)
+    signed = -outputs if expect == "decreasing" else outputs
+    wrong = _turning(outputs) if expect == "either" else _falling(signed)
     if wrong is None:
         return None
     # Once more, each by itself: a batch may be summed in another order.
