@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ROOMS = ["graph", "evidence", "data", "training", "design", "quantize", "mcu"]
+ROOMS = ["graph", "evidence", "data", "training", "design", "quantize", "mcu", "certify"]
 
 
 def blocks(page: Path) -> list[str]:

@@ -136,6 +136,13 @@ def test_two_outputs_come_back_as_a_tuple():
     assert torch.equal(tanh, x.tanh())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_number_in_the_model_is_as_exact_as_the_activation_beside_it(dtype):
+    x = torch.randn(1, 50, dtype=dtype)
+    module = Fn(lambda x: -(x / 3) * 0.1 + 0.7)
+    assert torch.equal(trace(module.eval(), x).run(x), -(x * (1 / 3)) * 0.1 + 0.7)
+
+
 def test_an_unknown_operator_is_named_with_its_module():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Softsign())).eval()
     with pytest.raises(UnsupportedOpError, match=r"no rule for 'abs.*', module '1\.0'.*docs/ops\.md"):
