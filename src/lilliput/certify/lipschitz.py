@@ -102,11 +102,11 @@ def local_lipschitz(
     >>> local_lipschitz(model, torch.zeros(2), eps=0.1).upper
     6.0
     """
-    _check_options(float(eps), norm, clip, method, dtype, rigorous, outputs, y)
+    check_options(float(eps), norm, clip, method, dtype, rigorous, outputs, y)
     precision = torch.float64 if dtype == "float64" else torch.float32
-    network, centres, is_single = _prepared(model, x0, precision, outputs if isinstance(outputs, Tensor) else None)
-    _check_centres(centres, clip)
-    rows = _rows(network, outputs, y, len(centres))
+    network, centres, is_single = prepared(model, x0, precision, outputs if isinstance(outputs, Tensor) else None)
+    check_centres(centres, clip)
+    rows = output_rows(network, outputs, y, len(centres))
     region = Region.ball(centres.flatten(1), float(eps), cast(Norm, norm), clip)
     problem = Problem(network, region, rows, alpha_steps, float(time_limit), seed, rigorous)
     started = time.perf_counter()
@@ -158,7 +158,7 @@ def _result(
     return LocalLipschitz(upper, lower, norm, witness.norm, best, points, status, steps, elements)
 
 
-def _check_options(
+def check_options(
     eps: float,
     norm: str,
     clip: tuple[float | int, float | int] | None,
@@ -168,6 +168,7 @@ def _check_options(
     outputs: str | Tensor,
     y: int | Tensor | None,
 ) -> None:
+    """Refuse options outside what is allowed."""
     if not (math.isfinite(eps) and eps >= 0):
         raise ConfigError(f"eps={eps}: must be a finite number, 0 or more, in the units of the network's input")
     if norm not in DUAL:
@@ -186,7 +187,7 @@ def _check_options(
         raise ConfigError("outputs='margins' needs y, the class of each centre; for instance y=3")
 
 
-def _prepared(
+def prepared(
     model: nn.Module | Graph, x0: Tensor, precision: torch.dtype, matrix: Tensor | None
 ) -> tuple[Network, Tensor, bool]:
     """The lowered network, centres (B, *input) in its precision, and whether one centre without a batch was given."""
@@ -239,7 +240,8 @@ def _check_weights(model: nn.Module) -> None:
             raise DataError(f"weight '{name}' holds NaN or infinite values; nothing can be certified of this network")
 
 
-def _check_centres(centres: Tensor, clip: tuple[float | int, float | int] | None) -> None:
+def check_centres(centres: Tensor, clip: tuple[float | int, float | int] | None) -> None:
+    """Refuse centres outside the range of the data."""
     if clip is None:
         return
     low, high = float(centres.min()), float(centres.max())
@@ -250,7 +252,8 @@ def _check_centres(centres: Tensor, clip: tuple[float | int, float | int] | None
         )
 
 
-def _rows(network: Network, outputs: str | Tensor, y: int | Tensor | None, centres: int) -> Tensor:
+def output_rows(network: Network, outputs: str | Tensor, y: int | Tensor | None, centres: int) -> Tensor:
+    """Combinations of the outputs for each centre, (centres, rows, outputs)."""
     eye = torch.eye(network.outputs, dtype=network.dtype, device=network.device)
     if isinstance(outputs, Tensor):
         return outputs.to(eye).expand(centres, *outputs.shape)

@@ -1,0 +1,153 @@
+"""Certified radii: how far a point may be moved before its class could change, by Lipschitz constants of the margins.
+
+Along the segment from the centre to a point at distance r, margin j falls by at most the integral of its local Lipschitz constant,
+
+    margin_j(x) >= margin_j(x0) - sum_k (r_k - r_(k-1)) L_j(r_k),   0 = r_0 < r_1 < ... < r_K = r,
+
+because the k-th part of the segment lies in the ball of radius r_k. While all margins stay above 0 the class is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.certify.lipschitz import check_centres, check_options, output_rows, prepared
+from lilliput.certify.method import METHODS, Problem
+from lilliput.certify.region import Norm, Region
+from lilliput.errors import ConfigError
+from lilliput.graph import Graph
+
+_ROUNDING = 1e-9
+"""Relative; far above what float64 sums of a network's size can be off by, far below what anybody would notice."""
+_LEAST_SHARE = 2.0**-12
+"""Of ``max_eps``: a radius below this times the tolerance is 0."""
+_MOST_STEPS = 64
+_CENTRES_AT_ONCE = 256
+
+Rate = Callable[[Tensor, Tensor], Tensor]
+"""(indices of centres, a radius for each) to the Lipschitz constants of their margins, (centres, rows)."""
+
+
+def certified_radius(
+    model: nn.Module | Graph,
+    x0: Tensor,
+    y: int | Tensor,
+    norm: str = "inf",
+    *,
+    max_eps: float | int = 1.0,
+    clip: tuple[float | int, float | int] | None = None,
+    method: str = "crown",
+    tolerance: float = 0.02,
+    alpha_steps: int = 20,
+    time_limit: float | int = 30.0,
+    seed: int = 0,
+    dtype: str = "float64",
+) -> float | Tensor:
+    """A radius within which no point gets another class than y, as large as the method can show.
+
+    Args:
+        model: a classifier in evaluation mode; or its graph, traced with batch 1. The class is its largest output.
+        x0: one centre, of the network's input shape without the batch, or a batch of them with it.
+        y: class of each centre.
+        norm: of the perturbation: "inf", "1" or "2".
+        max_eps: search no further than this, in the units of the network's input.
+        clip: least and greatest value that an input can have; the ball is cut to it.
+        method: of the Lipschitz constants, a name of ``METHODS``.
+        tolerance: relative; the search ends when a step of this share of the radius fails.
+        alpha_steps: for methods that have them.
+        time_limit: seconds for each constant, for methods that refine.
+        seed: for methods with random choices.
+        dtype: "float64" or "float32" for all arithmetic.
+    Returns:
+        For one centre a number, for a batch a tensor (centres,), in the units of the network's input; 0 where the centre itself is
+        not of class y, or where two classes tie.
+    Raises:
+        ConfigError, DataError, GraphError, UnsupportedOpError: as ``local_lipschitz``.
+    Source: ours. Radii r <= margin / L(r) are Hein and Andriushchenko 2017 (arXiv:1705.08475), theorem 2.1; the sum over parts of the
+        segment certifies at least as much, since L grows with r.
+
+    >>> model = nn.Sequential(nn.Linear(1, 2, bias=False))
+    >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0], [-1.0]]))
+    >>> round(certified_radius(model, torch.tensor([0.5]), y=0), 6)
+    0.5
+    """
+    check_options(float(max_eps), norm, clip, method, dtype, False, "margins", y)
+    if not 0 < tolerance < 1:
+        raise ConfigError(f"tolerance={tolerance}: must be between 0 and 1; try tolerance=0.02")
+    precision = torch.float64 if dtype == "float64" else torch.float32
+    network, centres, is_single = prepared(model, x0, precision, None)
+    check_centres(centres, clip)
+    rows = output_rows(network, "margins", y, len(centres))
+    flat = centres.flatten(1)
+    problem = Problem(
+        network, Region.ball(flat, 0.0, cast(Norm, norm), clip), rows, alpha_steps, float(time_limit), seed
+    )
+    radii = []
+    with torch.no_grad():
+        for start in range(0, len(flat), _CENTRES_AT_ONCE):
+            some = slice(start, start + _CENTRES_AT_ONCE)
+            outputs, _ = network.run(centres[some])
+            margins = (rows[some] @ outputs[..., None]).squeeze(-1)
+            rate = _rate(problem, flat[some], rows[some], clip, method)
+            # A centre need not win by more than sums can be off.
+            least = _ROUNDING * (1 + outputs.abs().amax(1, keepdim=True))
+            radii.append(_search(rate, margins, least.expand_as(margins), float(max_eps), tolerance))
+    found = torch.cat(radii) * (1 - _ROUNDING)
+    return float(found[0]) if is_single else found
+
+
+def _rate(
+    problem: Problem, centres: Tensor, rows: Tensor, clip: tuple[float | int, float | int] | None, name: str
+) -> Rate:
+    norm = problem.region.norm
+
+    def rate(some: Tensor, radii: Tensor) -> Tensor:
+        if norm == "inf":  # the ball is its box, and every box may have a radius of its own
+            largest = Region.ball(centres[some], float(radii.max()), norm, clip)
+            lower, upper = centres[some] - radii[:, None], centres[some] + radii[:, None]
+            region = replace(
+                largest, lower=torch.maximum(lower, largest.lower), upper=torch.minimum(upper, largest.upper)
+            )
+            return METHODS[name](replace(problem, region=region, rows=rows[some])).norm
+        found = rows.new_empty((len(some), rows.shape[1]))
+        for radius in radii.unique().tolist():
+            same = radii == radius
+            region = Region.ball(centres[some[same]], radius, norm, clip)
+            found[same] = METHODS[name](replace(problem, region=region, rows=rows[some[same]])).norm
+        return found
+
+    return rate
+
+
+def _search(rate: Rate, margins: Tensor, least: Tensor, max_eps: float, tolerance: float) -> Tensor:
+    """Bisection from the outside; then once more in steps of about an eighth of what it found, which lose less of each margin."""
+    first = _walk(rate, margins, least, torch.full_like(margins[:, 0], max_eps), max_eps, tolerance)
+    # Halves of max_eps, so that centres share radii: outside l_inf each radius is a call of its own.
+    step = max_eps * torch.exp2(torch.floor(torch.log2(first / (8 * max_eps))))
+    return torch.maximum(first, _walk(rate, margins, least, step, max_eps, tolerance))
+
+
+def _walk(rate: Rate, margins: Tensor, least: Tensor, step: Tensor, max_eps: float, tolerance: float) -> Tensor:
+    """Radius reached from 0 in steps that are halved whenever one cannot be certified."""
+    radius, left, step = torch.zeros_like(step), margins.clone(), step.clone()
+    is_open = (left > least).all(1) & (step > 0)
+    for _ in range(_MOST_STEPS):
+        some = is_open.nonzero().squeeze(1)
+        if not len(some):
+            break
+        there = (radius[some] + step[some]).clamp(max=max_eps)
+        lost = (there - radius[some])[:, None] * rate(some, there)
+        remaining = left[some] - lost * (1 + _ROUNDING)
+        is_certified = (remaining > least[some]).all(1)  # False for NaN, as it must be
+        left[some] = torch.where(is_certified[:, None], remaining, left[some])
+        radius[some] = torch.where(is_certified, there, radius[some])
+        step[some] = torch.where(is_certified, step[some], step[some] / 2)
+        is_open = is_open & (radius < max_eps) & (step > tolerance * radius.clamp(min=_LEAST_SHARE * max_eps))
+    assert math.isfinite(float(radius.sum()))
+    return radius
