@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from lilliput.certify.alpha import alpha
 from lilliput.certify.exact import exact
 from lilliput.certify.interval import Interval, gradient_intervals
 from lilliput.certify.preactivation import preactivations
@@ -41,6 +42,7 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
     "ibp": ibp,
     "recurjac": propagated("constant"),
     "crown": propagated("chord"),
+    "alpha": alpha,
     "exact": exact,
 }
 """Name to function, loosest first."""
