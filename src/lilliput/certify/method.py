@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from lilliput.certify.alpha import alpha
+from lilliput.certify.bab import bab
 from lilliput.certify.exact import exact
 from lilliput.certify.interval import Interval, gradient_intervals
 from lilliput.certify.preactivation import preactivations
@@ -41,6 +43,8 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
     "ibp": ibp,
     "recurjac": propagated("constant"),
     "crown": propagated("chord"),
+    "alpha": alpha,
+    "bab": bab,
     "exact": exact,
 }
 """Name to function, loosest first."""

@@ -23,11 +23,13 @@ def propagated(rule: Rule) -> Callable[[Problem], Answer]:
     return method
 
 
-def answer_from(problem: Problem, masks: Preactivations, rule: Rule = "chord") -> tuple[Answer, JacobianBounds]:
+def answer_from(
+    problem: Problem, masks: Preactivations, rule: Rule = "chord", within: JacobianBounds | None = None
+) -> tuple[Answer, JacobianBounds]:
     """The answer that bounds of the gates' inputs give, and the bounds of the Jacobian that it is made of."""
     network, rows, norm = problem.network, problem.rows, problem.region.norm
     slopes = masks.slopes(network)
-    bounds = bound_jacobian(network, slopes, rows, norm, rule=rule)
+    bounds = bound_jacobian(network, slopes, rows, norm, rule=rule, within=within)
 
     def jacobian() -> Interval:
         return bound_jacobian(network, slopes, rows, norm, rule=rule, within=bounds, tight_elements=True).jacobian
