@@ -82,7 +82,6 @@ MESSAGES = {
     "deploy-labels-alone": ["deploy", "small.tflite", "--out", "run", "--labels", "y.npy"],
     "deploy-unknown-board": ["deploy", "small.tflite", "--out", "run", "--board", "arduino"],
     "certify-missing-model": ["certify", "nowhere", "--out", "run"],
-    "certify-unknown-method": ["certify", "nowhere", "--out", "run", "--method", "crow"],
     "certify-bad-eps": ["certify", "nowhere", "--out", "run", "--eps", "8/0"],
     "certify-bad-clip": ["certify", "nowhere", "--out", "run", "--clip", "0-1"],
     "report-missing": ["report", "nowhere"],
