@@ -28,6 +28,7 @@ def lilliput(*words: str, cwd: Path, **options) -> subprocess.CompletedProcess:
         ["build", "--help"],
         ["design", "--help"],
         ["deploy", "--help"],
+        ["certify", "--help"],
         ["report", "--help"],
         ["doctor", "--help"],
     ],
@@ -60,7 +61,7 @@ def test_help_loads_nothing_heavy():
     code = (
         "import sys, contextlib, io\n"
         "from lilliput.cli import main\n"
-        "for words in (['--help'], ['build', '--help'], ['design', '--help'], ['deploy', '--help']):\n"
+        "for words in (['--help'], ['build', '--help'], ['design', '--help'], ['deploy', '--help'], ['certify', '--help']):\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        main(words)\n"
         f"print([name for name in {heavy} if name in sys.modules])"
@@ -80,6 +81,9 @@ MESSAGES = {
     "deploy-missing-model": ["deploy", "nowhere.tflite", "--out", "run", "--board", "host"],
     "deploy-labels-alone": ["deploy", "small.tflite", "--out", "run", "--labels", "y.npy"],
     "deploy-unknown-board": ["deploy", "small.tflite", "--out", "run", "--board", "arduino"],
+    "certify-missing-model": ["certify", "nowhere", "--out", "run"],
+    "certify-bad-eps": ["certify", "nowhere", "--out", "run", "--eps", "8/0"],
+    "certify-bad-clip": ["certify", "nowhere", "--out", "run", "--clip", "0-1"],
     "report-missing": ["report", "nowhere"],
 }
 

@@ -40,11 +40,28 @@ def test_lines_carry_their_names_and_labels(scale):
 
 
 @pytest.mark.parametrize(
-    "draw", [lambda: charts.staircase(TREADS), lambda: charts.columns({"a": 1}), lambda: charts.lines(LINES, "x", "y")]
+    "draw",
+    [
+        lambda: charts.staircase(TREADS),
+        lambda: charts.columns({"a": 1}),
+        lambda: charts.lines(LINES, "x", "y"),
+        lambda: charts.intervals({"a": (-1, 2)}, "x"),
+        lambda: charts.histogram([0, 0.5, 1], "x"),
+        lambda: charts.heat_map({"a": [[0, 1], [-1, 2]]}),
+    ],
 )
 def test_the_same_data_gives_the_same_bytes_that_a_page_takes(draw):
     assert draw() == draw()
     assert Figure(draw(), "title", "alt")
+
+
+def test_intervals_name_every_row_and_grids_every_panel():
+    said = text_of(charts.intervals({"class 0": (1, 2.5), "class 1": (0, 4)}, "bound"))
+    assert all(word in said for word in ("class 0", "class 1", "bound"))
+    grids = {"lower": [[0.0, -3.5]], "upper": [[1.0, 2.0]]}
+    said = text_of(charts.heat_map(grids))
+    assert all(word in said for word in ("lower", "upper", "3.5"))
+    assert "radius" in text_of(charts.histogram([0.0, 0.1, 0.1, 0.3], "radius"))
 
 
 def test_what_cannot_be_drawn_is_refused_in_words():
@@ -56,3 +73,9 @@ def test_what_cannot_be_drawn_is_refused_in_words():
         charts.columns({"a": -1})
     with pytest.raises(ConfigError, match="lines: no series has a point"):
         charts.lines({"a": []}, "x", "y")
+    with pytest.raises(ConfigError, match="intervals: .* the lower not above the upper"):
+        charts.intervals({"a": (2, 1)}, "x")
+    with pytest.raises(ConfigError, match="histogram: needs at least one value, none below 0"):
+        charts.histogram([-1], "x")
+    with pytest.raises(ConfigError, match="heat map: .* all of one shape"):
+        charts.heat_map({"a": [[1]], "b": [[1, 2]]})

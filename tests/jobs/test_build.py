@@ -97,6 +97,7 @@ def test_the_report_shows_its_sections_and_needs_no_network(small):
     assert [section.id for section in run.report.sections] == [
         "memory",
         "accuracy",
+        "certified",
         "design",
         "network",
         "layers",

@@ -158,3 +158,89 @@ def lines(
         note(drawing, left + (WIDTH - left - 12) / 2, top + plot + 34, x_label, ha="center", va="center")
         note(drawing, 10, top + plot / 2, y_label, rotation=90, ha="center", va="center")
         return to_svg(drawing)
+
+
+def intervals(values: Mapping[str, tuple[Number, Number]], x_label: str) -> str:
+    """A bar from the lower to the upper bound for each name, on one scale that shows 0.
+
+    Raises:
+        ConfigError: nothing to draw, or a lower bound above its upper one.
+    """
+    if not values or any(not lower <= upper for lower, upper in values.values()):
+        raise ConfigError(
+            f"intervals: {dict(values)}; needs at least one (lower, upper), the lower not above the upper"
+        )
+    row, left = 19.0, 16 + 6.0 * min(26, max(map(len, values)))
+    top, plot = 8.0, row * len(values)
+    least, most = min(0, *(v[0] for v in values.values())), max(0, *(v[1] for v in values.values()))
+    room = (most - least) * 0.04 or 1
+    with canvas(WIDTH, top + plot + 44) as drawing:
+        axes = place_axes(drawing, left, top, WIDTH - left - 14, plot)
+        axes.set(xlim=(least - (room if least < 0 else 0), most + room), ylim=(len(values), 0))
+        axes.grid(axis="x", color=RULE, linewidth=0.5, alpha=0.6)
+        axes.set_axisbelow(True)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for index, (lower, upper) in enumerate(values.values()):
+            box(axes, lower, index + 0.25, upper - lower, 0.5, ACCENT, alpha=0.45)
+            axes.vlines((lower, upper), index + 0.15, index + 0.85, color=ACCENT, linewidth=1.6)
+        axes.set_yticks([index + 0.5 for index in range(len(values))], [cut(name, 26) for name in values])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.xaxis.set_major_formatter(lambda value, _: grouped(value))
+        axes.locator_params(axis="x", nbins=5)
+        axes.spines["left"].set_visible(False)
+        note(drawing, left + (WIDTH - left - 14) / 2, top + plot + 34, x_label, ha="center", va="center")
+        return to_svg(drawing)
+
+
+def histogram(values: Sequence[Number], x_label: str, bins: int = 12) -> str:
+    """How many values fall into each of equal bins from 0 to the largest.
+
+    Raises:
+        ConfigError: nothing to draw, or a value below 0.
+    """
+    if not len(values) or min(values) < 0:
+        raise ConfigError("histogram: needs at least one value, none below 0")
+    highest = max(values) or 1
+    counts = [0] * bins
+    for value in values:
+        counts[min(int(value / highest * bins), bins - 1)] += 1
+    left, top, plot = 40.0, 14.0, 130.0
+    with canvas(WIDTH, top + plot + 44) as drawing:
+        axes = place_axes(drawing, left, top, WIDTH - left - 14, plot)
+        axes.set(xlim=(0, highest), ylim=(0, max(counts) * 1.1))
+        for index, count in enumerate(counts):
+            box(axes, (index + 0.05) * highest / bins, 0, 0.9 * highest / bins, count, ACCENT, alpha=0.85)
+        axes.xaxis.set_major_formatter(lambda value, _: grouped(value))
+        axes.locator_params(axis="y", nbins=5, integer=True)
+        note(drawing, left + (WIDTH - left - 14) / 2, top + plot + 34, x_label, ha="center", va="center")
+        return to_svg(drawing)
+
+
+def heat_map(panels: Mapping[str, Sequence[Sequence[Number]]]) -> str:
+    """Grids side by side on one scale that is symmetric around 0: one colour below, one above, stronger as the size grows.
+
+    Raises:
+        ConfigError: nothing to draw, or grids that differ in shape.
+    """
+    shapes = {(len(rows), len(rows[0]) if rows else 0) for rows in panels.values()}
+    if len(shapes) != 1 or 0 in (shape := shapes.pop()):
+        raise ConfigError("heat map: needs at least one grid, and all of one shape")
+    rows, columns = shape
+    largest = max(abs(cell) for grid in panels.values() for line in grid for cell in line) or 1
+    gap, top = 14.0, 24.0
+    cell = min(16.0, (WIDTH - 16 - gap * (len(panels) - 1)) / len(panels) / columns)
+    with canvas(WIDTH, top + cell * rows + 28) as drawing:
+        for place, (name, grid) in enumerate(panels.items()):
+            left = 8 + place * (cell * columns + gap)
+            axes = place_axes(drawing, left, top, cell * columns, cell * rows)
+            axes.set(xlim=(0, columns), ylim=(rows, 0))
+            for i, line in enumerate(grid):
+                for j, value in enumerate(line):
+                    if abs(value) > 0.004 * largest:
+                        box(axes, j, i, 1, 1, ACCENT if value > 0 else BAD, alpha=abs(value) / largest)
+            outline(axes, 0, 0, columns, rows, RULE)
+            axes.set_axis_off()
+            note(drawing, left, 14, name, va="center", color=INK)
+        said = f"full colour: {grouped(largest)} per unit of input, blue above 0, red below"
+        note(drawing, 8, top + cell * rows + 15, said, va="center")
+        return to_svg(drawing)

@@ -66,6 +66,8 @@ class BuildConfig:
     """auto, gcc-qemu, or zig-unicorn (no root needed); the receipt names what was used."""
     emulate: int = 400
     """Most test images to run on the emulated chip; all of them run natively."""
+    certify: int = 64
+    """Most test images of which to certify a radius, in at most about 4 seconds; 0 for none."""
     seed: int = 0
     """Of the split, the weights and the training order."""
     resume: bool = False
@@ -75,7 +77,14 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         self.budget()  # refuses sizes that cannot be read
-        for name, least in (("epochs", 1), ("batch_size", 1), ("emulate", 1), ("seed", 0), ("shift_pixels", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("emulate", 1),
+            ("seed", 0),
+            ("shift_pixels", 0),
+            ("certify", 0),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be {least} or more; try {name}={max(1, least)}")
         if self.seed >= 2**32:
@@ -134,7 +143,8 @@ def build(config: BuildConfig, chooser: Chooser | None = None) -> Run:
             step.save(history)
         deployment = deploy(config, data, model, run)
         _record(run, data, deployment)
-        build_report.write(run, config, data, choice, history, deployment)
+        certified = _certify(config, data, deployment, run)
+        build_report.write(run, config, data, choice, history, deployment, certified)
     return run
 
 
@@ -221,6 +231,20 @@ def _train(config: BuildConfig, data: ImageData, choice: Chosen, run: Run) -> tu
         "device": result.device,
     }
     return model.eval(), history
+
+
+def _certify(config: BuildConfig, data: ImageData, made: Deployment, run: Run) -> dict[str, Any] | None:
+    """Certified radii of some test images; ``None`` where none were asked for."""
+    from lilliput.jobs.certified_section import certify_sample, radius_evidence
+
+    if not config.certify:
+        return None
+    with run.step("certify") as step:
+        if not step.done:
+            step.save(certify_sample(made.graph, data, config.certify, config.seed))
+    run.record(*radius_evidence(step.result, data.name))
+    found: dict[str, Any] = step.result
+    return found
 
 
 def _record(run: Run, data: ImageData, made: Deployment) -> None:

@@ -21,6 +21,7 @@ from lilliput.evidence import (
     figures,
 )
 from lilliput.jobs import memory_report, tiles_report
+from lilliput.jobs.certified_section import certified_section
 from lilliput.jobs.memory_report import short_name
 
 if TYPE_CHECKING:
@@ -33,12 +34,19 @@ _GALLERY = 24
 
 
 def write(
-    run: Run, config: BuildConfig, data: ImageData, choice: Chosen, history: dict[str, Any], made: Deployment
+    run: Run,
+    config: BuildConfig,
+    data: ImageData,
+    choice: Chosen,
+    history: dict[str, Any],
+    made: Deployment,
+    certified: dict[str, Any] | None,
 ) -> None:
     """Write the run's report."""
     sections = [
         _memory(run, config, made),
         _accuracy(data, made, history),
+        *([] if certified is None else [certified_section(certified)]),
         _design(choice),
         _network(made),
         _layers(made),

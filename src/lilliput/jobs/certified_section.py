@@ -1,0 +1,112 @@
+"""What a build's report says of certified radii: how far test images may be changed before the class could."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from lilliput.errors import LilliputError
+from lilliput.evidence import Evidence, EvidenceTable, Figure, Section, Text, charts
+from lilliput.evidence.numbers import grouped
+
+if TYPE_CHECKING:
+    from lilliput.certify import Network
+    from lilliput.data import ImageData
+    from lilliput.graph import Graph
+
+_METHOD = "crown"
+_SECONDS = 4.0
+"""For all images together; a build must not wait for its certificates."""
+_EVALUATIONS = 20
+"""Lipschitz constants that the search for one radius takes, about."""
+_IMAGES_AT_ONCE = 8
+_MAX_EPS = 0.25
+_NAME = "radius.certified.median"
+
+
+def certify_sample(graph: Graph, data: ImageData, images: int, seed: int) -> dict[str, Any]:
+    """Radii of a seeded sample of test images, or why there are none: ``{"radii": [...], "why": "..."}``."""
+    try:
+        return _certified(graph, data, images, seed)
+    except LilliputError as error:  # a certificate is an extra: what cannot be bounded can still be built
+        return {"radii": [], "why": str(error)}
+
+
+def _certified(graph: Graph, data: ImageData, images: int, seed: int) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    from lilliput.certify import certified_radius, lower
+
+    pixels, labels = data.test.tensors()
+    sample = np.random.default_rng(seed).permutation(len(labels))[:images]
+    begin = time.perf_counter()
+    needed = _EVALUATIONS * _seconds_of_a_bound(lower(graph))
+    affordable = int(_SECONDS / max(needed, 1e-9))
+    if affordable < 1:
+        return {
+            "radii": [],
+            "why": f"one image would take about {needed:,.0f} s, and a build allows {_SECONDS:g} s for all of them",
+        }
+    radii: list[float] = []
+    at_once = min(_IMAGES_AT_ONCE, affordable)
+    for some in np.split(sample, range(at_once, len(sample), at_once)):
+        spent = time.perf_counter() - begin
+        if radii and spent * (1 + len(some) / len(radii)) > _SECONDS:
+            break
+        found = certified_radius(graph, pixels[some], labels[some], clip=(0, 1), max_eps=_MAX_EPS, method=_METHOD)
+        radii += torch.as_tensor(found).tolist()
+    return {"radii": radii, "why": "" if len(radii) == len(sample) else f"{_SECONDS:g} s were over"}
+
+
+def _seconds_of_a_bound(network: Network) -> float:
+    """Of one image, by CROWN: each unit of each gate is pulled back through what is before it, as one row of a batch."""
+    import torch
+
+    rows = torch.zeros(64, *network.shapes[network.input], dtype=network.dtype)
+    with torch.no_grad():
+        network.run(rows)
+        begin = time.perf_counter()
+        network.run(rows)
+    return (time.perf_counter() - begin) / len(rows) * sum(network.units(gate) for gate in range(len(network.gates)))
+
+
+def radius_evidence(found: dict[str, Any], name: str) -> list[Evidence]:
+    """The median, where there is one."""
+    import statistics
+
+    if not found["radii"]:
+        return []
+    return [
+        Evidence(
+            _NAME,
+            statistics.median(found["radii"]),
+            "of the pixel range",
+            "proved",
+            n=len(found["radii"]),
+            source=f"l_inf, method {_METHOD}, float network; a seeded sample of the test split of {name}, wrong ones count as 0",
+        )
+    ]
+
+
+def certified_section(found: dict[str, Any]) -> Section:
+    """A histogram of the radii, or the reason why there is none."""
+    title = "Certified radii"
+    radii: list[float] = found["radii"]
+    if not radii:
+        return Section("certified", title, "", [Text(f"No radius was certified: {found['why']}.")])
+    zeros = sum(radius == 0 for radius in radii)
+    stopped = f" More were asked for; {found['why']}." if found["why"] else ""
+    figure = Figure(
+        charts.histogram(radii, "certified l_inf radius, in shares of the pixel range"),
+        "How far an image may change",
+        f"{len(radii)} test images, {zeros} of them with radius 0; the largest is {grouped(max(radii))}",
+        f"{len(radii)} test images by method `{_METHOD}`, {zeros} of them with radius 0 (a wrong class, or nothing certified).{stopped}",
+    )
+    return Section(
+        "certified",
+        title,
+        "No change of all pixels by up to the radius gives another class. Proved of the float network, in exact arithmetic; "
+        "the int8 network differs from it by its rounding.",
+        [figure, EvidenceTable("The figure", [_NAME])],
+    )
