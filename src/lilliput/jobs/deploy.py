@@ -400,7 +400,7 @@ def _record(run: Run, config: DeployConfig, made: Deployed) -> None:
         ),
         Evidence("cost.macs", whole.macs, "MACs", "counted", source="graph, without tiles"),
         Evidence("macs.total", plan.macs, "MACs", "counted", source="memory plan, halos included", detail=schedule),
-        Evidence("macs.halo", plan.halo_macs, "MACs", "counted", source="memory plan: done again because tiles overlap"),
+        Evidence("macs.halo", plan.halo_macs, "MACs", "counted", source="memory plan: done again in tiles, less what strides leave out"),
         Evidence("sram.arena", plan.arena_bytes, "bytes", "counted", source=f"memory plan, {image}", detail=schedule),
         Evidence("sram.scratch", plan.scratch_bytes, "bytes", "counted", source="memory plan"),
         Evidence(

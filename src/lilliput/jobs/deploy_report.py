@@ -75,6 +75,8 @@ def _saving(made: Deployed) -> str:
     saved = 1 - plan.sram_bytes / whole.sram_bytes
     halos = f"{plan.halo_macs:,} multiply-accumulates ({plan.halo_macs / max(whole.macs, 1):.2%}) are done again because tiles overlap"
     nothing = "no multiply-accumulate is done twice"
+    if plan.halo_macs < 0:
+        halos = f"{-plan.halo_macs:,} multiply-accumulates fewer are done, of pixels that strides leave out"
     return (
         f"{image if plan.streams_input else ''}The first layers run tile by tile: {plan.tiling.schedule}. Planned, that is "
         f"{plan.sram_bytes:,} bytes of SRAM in place of {whole.sram_bytes:,} ({saved:.1%} less); {halos if plan.halo_macs else nothing}."

@@ -293,7 +293,7 @@ def _readme(plan: Plan, board: str, count: int) -> str:
             f"| scratch of the kernels | {plan.scratch_bytes:,} |",
             f"| stack set aside | {plan.stack_bytes:,} |",
             f"| multiply-accumulates per inference | {plan.macs:,} |",
-            f"| of these for halos of patches | {plan.halo_macs:,} |",
+            f"| of these for halos of patches | {max(0, plan.halo_macs):,} |",
             "",
             enforced,
             "",

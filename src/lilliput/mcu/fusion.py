@@ -7,7 +7,7 @@ the same bytes. What the kernels allow is asked of ``lowering``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -137,26 +137,35 @@ def smallest(
     return best
 
 
-def tiled_program(tiling: Tiling, *, in_place: bool, fuse_add: bool, streams_input: bool) -> tuple[Program, Timeline]:
-    """The boldest program of a network that runs tile by tile, in the graph's own order."""
-    program = next(programs(tiling.graph, in_place=in_place, fuse_add=fuse_add, streams_input=streams_input))
-    return program, timeline(*program.memory)
+def tiled_programs(
+    tiling: Tiling, *, in_place: bool, fuse_add: bool, streams_input: bool
+) -> list[tuple[Program, Timeline]]:
+    """The programs of a network that runs tile by tile, in the graph's own order; those that may take least first, bolder ones before."""
+    found = programs(tiling.graph, in_place=in_place, fuse_add=fuse_add, streams_input=streams_input)
+    return sorted(((each, timeline(*each.memory)) for each in found), key=lambda way: least_bytes(*way))
 
 
-def place_tiles(tiling: Tiling, program: Program, times: Timeline, alignment: int = 1) -> Candidate:
-    """The program packed, what is the same in every tile at the same place where that costs nothing."""
+def place_tiles(tiling: Tiling, ways: Sequence[tuple[Program, Timeline]], alignment: int = 1) -> Candidate:
+    """The programs packed until none can take less, what is the same in every tile at the same place where that costs nothing."""
     best: Candidate | None = None
+    for program, times in ways:
+        least = least_bytes(program, times)
+        if best is not None and best.total_bytes <= least:
+            break
+        for candidate in _placed_tiles(tiling, program, times, alignment):
+            if best is None or candidate.total_bytes < best.total_bytes:
+                best = candidate
+            if best.total_bytes <= least:
+                break
+    assert best is not None
+    return best
+
+
+def _placed_tiles(tiling: Tiling, program: Program, times: Timeline, alignment: int) -> Iterator[Candidate]:
     for way, lived in _ways_in_place(program, times):
         for ties in (lived.tied + _role_ties(lived, tiling.roles), lived.tied):
             packing = pack(lived.blocks, tied=ties, alignment=alignment)
-            for candidate in _with_scratch(way, lived, packing, alignment, ties):
-                if best is None or candidate.total_bytes < best.total_bytes:
-                    best = candidate
-            assert best is not None
-            if best.total_bytes <= least_bytes(program, times):
-                return best
-    assert best is not None
-    return best
+            yield from _with_scratch(way, lived, packing, alignment, ties)
 
 
 def _role_ties(times: Timeline, roles: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -235,4 +235,6 @@ def _totals(plan: Plan) -> Iterator[str]:
     limit = "" if plan.flash_bytes_limit is None else f"  of {plan.flash_bytes_limit:,} B"
     yield f"flash    {plan.constant_bytes:>12,} B{limit}, constants alone ({plan.weight_bytes:,} B of weights and biases)"
     halos = "" if plan.tiling is None else f"    {plan.halo_macs:,} of them for halos of tiles"
+    if plan.halo_macs < 0:
+        halos = f"    {-plan.halo_macs:,} fewer than the whole network's: strides leave pixels out"
     yield f"MACs     {plan.macs:>12,}{halos}"

@@ -12,7 +12,7 @@ from functools import cached_property
 from math import prod
 
 from lilliput.errors import ConfigError
-from lilliput.mcu.fusion import Candidate, Program, least_bytes, place_tiles, smallest, tiled_program
+from lilliput.mcu.fusion import Candidate, Program, least_bytes, place_tiles, smallest, tiled_programs
 from lilliput.mcu.schedule import Timeline
 from lilliput.mcu.tiling import Outlook, Patches, Rows, Schedule, Tiling, outlook, splits, tile
 from lilliput.quantize.qgraph import Crop, QOp, QuantizedGraph
@@ -70,25 +70,25 @@ class Search:
         """The network in the order in which it is best run whole: tiles keep it."""
         ops: list[QOp] = []
         for step in self.whole.candidate.program.fused:
-            ops += [step.op] if step.add is None else [step.op, step.add]
+            parts = (step.op, step.add, None if step.paste is step.op else step.paste)
+            ops += [op for op in parts if op is not None]
         names = {op.name: op for op in self.graph.ops}
         return replace(self.graph, ops=tuple(names[op.name] for op in ops if op.name in names))
 
     def tiled(self, schedule: Schedule) -> Found:
         """One schedule, placed."""
         tiling = tile(self.ordered, schedule, streams_input=self.streams_input)
-        program, times = self._program(tiling)
-        return Found(place_tiles(tiling, program, times, self.alignment), tiling)
+        return Found(place_tiles(tiling, self._programs(tiling), self.alignment), tiling)
 
-    def _program(self, tiling: Tiling) -> tuple[Program, Timeline]:
-        return tiled_program(tiling, in_place=self.in_place, fuse_add=self.fuse_add, streams_input=self.streams_input)
+    def _programs(self, tiling: Tiling) -> list[tuple[Program, Timeline]]:
+        return tiled_programs(tiling, in_place=self.in_place, fuse_add=self.fuse_add, streams_input=self.streams_input)
 
     def least_bytes(self, schedule: Schedule) -> int:
         """No placing of this schedule takes less; a huge number where the network cannot run that way."""
         if schedule not in self._judged:
             try:
                 tiling = tile(self.ordered, schedule, streams_input=self.streams_input)
-                self._judged[schedule] = least_bytes(*self._program(tiling))
+                self._judged[schedule] = least_bytes(*self._programs(tiling)[0])
             except ConfigError:  # tiles of padding alone
                 self._judged[schedule] = _NEVER
         return self._judged[schedule]
@@ -184,6 +184,10 @@ def whole_image_read(graph: QuantizedGraph) -> QuantizedGraph:
         shape = "x".join(map(str, source.shape))
         raise ConfigError(
             f"input='stream': the input of '{graph.name}' is {shape}, no image of rows and columns; take 'resident'"
+        )
+    if graph.input in graph.outputs:
+        raise ConfigError(
+            f"input='stream': the input of '{graph.name}' is one of its outputs, so it has to be in memory; take 'resident'"
         )
     name = f"{graph.input}@"
     read = Crop(name=name, inputs=(graph.input,), top=0, left=0)
