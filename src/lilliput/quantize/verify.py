@@ -56,10 +56,7 @@ def verify_op(op: QOp, inputs: Sequence[QTensor], output: QTensor, where: str) -
     """Check one operation against its tensors; ``where`` begins the message."""
     least, most = _INPUTS.get(type(op), (1, 1))
     _require(least <= len(op.inputs) <= most, f"{where} has {len(op.inputs)} inputs; takes {least}")
-    rule = _SHAPES.get(type(op))
-    _require(rule is not None, f"{where} is of a kind without a rule")
-    assert rule is not None
-    shape = rule(op, [tensor.shape for tensor in inputs], output.shape, where)
+    shape = output_shape(op, inputs, output.shape, where)
     _require(shape == output.shape, f"{where} makes {list(shape)}, but its tensor says {list(output.shape)}")
     clamp = getattr(op, "clamp", None)
     if clamp is not None:
@@ -74,6 +71,18 @@ def verify_op(op: QOp, inputs: Sequence[QTensor], output: QTensor, where: str) -
         _verify_fits(np.array([255 * 255]), np.array([op.shift]), where)
     if isinstance(op, q.Mean):
         _verify_fits(np.array([255 * prod(inputs[0].shape[:2])]), np.array([op.shift]), where)
+
+
+def output_shape(op: QOp, inputs: Sequence[QTensor], said: Shape, where: str = "") -> Shape:
+    """The shape an operation gives its result; ``said`` decides what it leaves open (a reshape's, where a part ends).
+
+    Raises:
+        GraphError: it does not fit its inputs.
+    """
+    rule = _SHAPES.get(type(op))
+    _require(rule is not None, f"{where} is of a kind without a rule")
+    assert rule is not None
+    return rule(op, [tensor.shape for tensor in inputs], said, where)
 
 
 def _verify_weights(op: q.Conv2d | q.Linear, where: str) -> None:

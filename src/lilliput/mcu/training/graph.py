@@ -43,6 +43,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float64, Int8, Int32, Int64, Shaped
 
+from lilliput.quantize import qgraph as q
 from lilliput.quantize.qgraph import Clamp, QOp, QTensor
 
 Image = tuple[int, int, int]
@@ -112,6 +113,8 @@ class Layer:
 
     name: str
     source: str
+    qop: q.Conv2d | q.Linear
+    """As it was before training."""
     input_shape: Image
     output_shape: Image
     weight: Int8[np.ndarray, "out kh kw in_per_group"]
@@ -264,11 +267,9 @@ class Add(Op):
     """Residual addition as in inference, and its mask where a gradient will pass."""
 
     kind: ClassVar[str] = "add"
-    multiplier: tuple[int, int, int]
-    shift: tuple[int, int, int]
+    qop: q.Add
     input_zero_points: tuple[int, int]
     zero_point: int
-    clamp: Clamp
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -276,12 +277,10 @@ class Mean(Op):
     """Mean over height and width as in inference, and its mask where a gradient will pass."""
 
     kind: ClassVar[str] = "mean"
+    qop: q.Mean
     input_shape: Image
-    multiplier: int
-    shift: int
     input_zero_point: int
     zero_point: int
-    clamp: Clamp
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,52 @@
+"""Bytes that a training program takes beside its arena: trained parameters and words of state in memory, constants in flash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from lilliput.mcu.training import graph as t
+from lilliput.quantize import qgraph as q
+
+WORD_BYTES = 4
+
+
+def state_bytes(program: t.Program) -> int:
+    """Exponents of gradients, one word each; the random stream's state, the rate, the loss."""
+    return WORD_BYTES * (3 + sum(buffer.has_exponent for buffer in program.buffers.values()))
+
+
+def flash_bytes(program: t.Program) -> int:
+    """Constants of the suffix.
+
+    Frozen weights once, plain; the codes trained weights start with; biases; multipliers and shifts; factors of gradients and steps;
+    lists of selected channels. Where all weights of a layer are trained, nothing of it is frozen.
+    """
+    arrays: list[np.ndarray] = []
+    total = 0
+    for layer in _layers(program):
+        if not (layer.channels and layer.trains_all_channels):
+            arrays.append(layer.weight)
+        total += len(layer.selection) if layer.channels else 0
+        total += 2 * len(layer.channels) * (not layer.trains_all_channels)
+        arrays.append(layer.bias)
+    tables: set[bytes] = set()
+    for op in program.ops:
+        if isinstance(op, (t.Conv, t.Requantize)):
+            arrays += [op.scaling.multiplier, op.scaling.shift]
+        elif isinstance(op, t.ScaleGradient):
+            arrays.append(op.factor)
+        elif isinstance(op, (t.WeightStep, t.BiasStep, t.ConvWeightStep, t.BiasGradientStep)):
+            arrays += [op.factors.mantissa, op.factors.exponent]
+        elif isinstance(op, t.Infer) and isinstance(op.qop, (q.Conv2d, q.Linear)):
+            arrays += [op.qop.weight, op.qop.bias, op.qop.multiplier, op.qop.shift]
+        elif isinstance(op, t.Infer) and isinstance(op.qop, q.Lookup):
+            tables.add(op.qop.table.tobytes())
+    return total + sum(array.nbytes for array in arrays) + 256 * len(tables)
+
+
+def _layers(program: t.Program) -> Iterable[t.Layer]:
+    """Each layer that runs on training kernels, once."""
+    found = {op.layer.name: op.layer for op in program.ops if isinstance(op, (t.Conv, t.ConvSum))}
+    return found.values()
