@@ -296,5 +296,5 @@ def test_refused_options_name_what_is_allowed(options, message):
 def test_what_has_no_backward_rule_may_lie_below_the_trained_layers_and_nowhere_else():
     graph = quantized("pooled")
     FloatMode(graph, UpdatePlan.last(graph, 1))
-    with pytest.raises(UnsupportedOpError, match=r"no backward rule for Lookup.*use a bias depth that begins after it"):
+    with pytest.raises(UnsupportedOpError, match=r"no backward rule for Lookup.*use bias_depth=1 or less"):
         FloatMode(graph, UpdatePlan.last(graph, 2))

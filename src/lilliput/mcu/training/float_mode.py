@@ -112,7 +112,13 @@ class FloatMode:
         self._crossing = tuple(
             dict.fromkeys(x for op in (*self._suffix, self.head) for x in op.inputs if x not in made)
         )
-        self._refuse_without_rule()
+        barrier = _without_rule(qgraph, self.trained)
+        if barrier is not None:
+            raise UnsupportedOpError(
+                f"training '{qgraph.name}' has no backward rule for {type(barrier).__name__} '{barrier.name}' (module "
+                f"'{barrier.source}'), which lies between a trained parameter and the loss; it has rules for Conv2d, Linear, "
+                f"{', '.join(kind.__name__ for kind in RULES)}; use bias_depth={deepest(qgraph)} or less"
+            )
         self._weights = {
             op.name: self._tensor(_torch_layout(op)) for op in qgraph.ops if isinstance(op, (Conv2d, Linear))
         }
@@ -251,19 +257,6 @@ class FloatMode:
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.dtype)
 
-    def _refuse_without_rule(self) -> None:
-        moving = {op.name for op in self.trained}
-        for op in self._suffix:
-            if not moving.intersection(op.inputs) and op.name not in moving:
-                continue
-            moving.add(op.name)
-            if not isinstance(op, (Conv2d, Linear)) and type(op) not in RULES:
-                raise UnsupportedOpError(
-                    f"training '{self.qgraph.name}' has no backward rule for {type(op).__name__} '{op.name}' (module '{op.source}'), "
-                    f"which lies between a trained parameter and the loss; it has rules for Conv2d, Linear, "
-                    f"{', '.join(kind.__name__ for kind in RULES)}; use a bias depth that begins after it"
-                )
-
     # parameters
 
     def _add_layer(self, op: Conv2d | Linear) -> None:
@@ -298,6 +291,26 @@ class FloatMode:
         codes, bias_codes = (weight / sw).round(), (bias / (sw * x.scale)).round()
         self.parameters["head.weight"] = Parameter(codes, self._weight_rule, sw)
         self.parameters["head.bias"] = Parameter(bias_codes, self._bias_rule, sw * x.scale)
+
+
+def deepest(qgraph: QuantizedGraph) -> int:
+    """The largest bias depth that gradients reach: operations without a backward rule end it."""
+    layers = weighted_layers(qgraph)
+    depth = 0
+    while depth < len(layers) and _without_rule(qgraph, layers[len(layers) - depth - 1 :]) is None:
+        depth += 1
+    return depth
+
+
+def _without_rule(qgraph: QuantizedGraph, trained: Sequence[QOp]) -> QOp | None:
+    """An operation that a gradient to a trained layer would have to pass and cannot."""
+    moving = {op.name for op in trained}
+    for op in qgraph.ops[: qgraph.ops.index(head_of(qgraph))]:
+        if moving.intersection(op.inputs):
+            moving.add(op.name)
+            if not isinstance(op, (Conv2d, Linear)) and type(op) not in RULES:
+                return op
+    return None
 
 
 def _torch_layout(op: Conv2d | Linear) -> np.ndarray:
