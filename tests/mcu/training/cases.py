@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from lilliput.mcu.training.update_plan import UpdatePlan, weighted_layers
 from lilliput.quantize import quantize_int8
 from lilliput.quantize.qgraph import QuantizedGraph
 
@@ -84,3 +85,10 @@ def quantized(name: str, size: int = 7, seed: int = 0) -> QuantizedGraph:
     torch.manual_seed(seed)
     model = CASES[name]().eval()
     return quantize_int8(model, torch.randn(16, 3, size, size))
+
+
+def sparse(qgraph: QuantizedGraph, bias_depth: int = 12, layers: int = 2) -> UpdatePlan:
+    """The first pointwise convolutions of the last blocks, as published schemes have them."""
+    found = weighted_layers(qgraph)[-bias_depth:]
+    first = [op.name for op in found if op.weight.shape[1:3] == (1, 1) and op.weight.shape[0] > op.weight.shape[3]]
+    return UpdatePlan.from_ratios(qgraph, bias_depth, dict.fromkeys(first[:layers], 0.5))

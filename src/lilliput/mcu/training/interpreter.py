@@ -7,7 +7,7 @@ floating point.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ class Run:
     state: State
     label: int = 0
     rate: int = arithmetic.RATE_ONE
-    values: dict[str, Values] = field(default_factory=dict)
+    values: MutableMapping[str, Values] = field(default_factory=dict)
     """By buffer; masks as booleans."""
     exponents: dict[str, int] = field(default_factory=dict)
     """Of gradients."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,59 +14,67 @@ from lilliput.mcu.training.update_plan import UpdatePlan, weighted_layers
 from lilliput.quantize.qgraph import QuantizedGraph
 
 if TYPE_CHECKING:
-    from lilliput.mcu.training.train_step import TrainStep
-
-Compile = Callable[[QuantizedGraph, UpdatePlan, str | Schedule], "TrainStep"]
-"""The same compilation without limits, of another network, plan or schedule."""
+    from lilliput.mcu.training.train_step import Compilation, TrainStep
 
 _SIZE_STEP = 16
 """Images are proposed in multiples of it: a network halves its maps four or five times."""
 _LEAST_SIZE = 32
+_CODE_BYTES = 32 * 1024
+"""Room for kernels and start-up code in the flash size that is proposed."""
 
 
-def refusal(step: TrainStep, report: MemoryReport, schedule: str | Schedule, compile_again: Compile) -> str:
-    """The message of a ``BudgetError``."""
-    name, sram, flash = step.qgraph.name, step.sram_bytes_limit, step.flash_bytes_limit
-    if sram is None or report.sram_bytes <= sram:
-        return (
-            f"training '{name}' has {report.flash_bytes:,} bytes of constants > flash {flash:,}; code comes on top; "
-            f"try flash={report.flash_bytes + 32 * 1024} or fewer channels"
-        )
+def too_much_sram(
+    step: TrainStep, report: MemoryReport, sram: int, schedule: str | Schedule, compilation: Compilation
+) -> str:
+    """The message of a ``BudgetError``.
+
+    Args:
+        step: the one that needs least.
+        report: of it.
+        sram: bytes allowed.
+        schedule: as it was asked for.
+        compilation: for trying others.
+    """
     binding = report.binding
     module = f", module {binding.source!r}" if binding.source else ""
-    fixes = [f"sram={report.sram_bytes}", *_ways(step, schedule, sram, compile_again)]
+    fixes = [f"sram={report.sram_bytes}", *_ways(step, schedule, sram, compilation)]
     return (
-        f"training '{name}' with {_scheme(step.update)} needs at least {report.lower_bound_bytes:,} bytes of SRAM, "
+        f"training '{step.qgraph.name}' with {_scheme(step.update)} needs at least {report.lower_bound_bytes:,} bytes of SRAM, "
         f"{report.sram_bytes:,} as placed (arena {report.arena_bytes:,} + trained {report.trained_bytes:,} + state {report.state_bytes:,} "
         f"+ stack {report.stack_bytes:,}) > sram {sram:,}, at '{binding.name}' ({binding.kind}{module}, {binding.part}, "
         f"{binding.live_bytes:,} bytes alive); try {' or '.join(fixes)}"
     )
 
 
-def _ways(step: TrainStep, schedule: str | Schedule, sram: int, compile_again: Compile) -> Iterator[str]:
+def too_much_flash(step: TrainStep, report: MemoryReport, flash: int) -> str:
+    """The message of a ``BudgetError``."""
+    return (
+        f"training '{step.qgraph.name}' has {report.flash_bytes:,} bytes of constants > flash {flash:,}; code comes on top; "
+        f"try flash={report.flash_bytes + _CODE_BYTES} or a network with fewer channels"
+    )
+
+
+def _ways(step: TrainStep, schedule: str | Schedule, sram: int, compilation: Compilation) -> Iterator[str]:
     """What was tried and fits."""
 
-    def needs(network: QuantizedGraph, update: UpdatePlan, way: str | Schedule) -> int:
+    def fitting(network: QuantizedGraph, update: UpdatePlan, way: str | Schedule) -> MemoryReport | None:
         try:
-            return compile_again(network, update, way).sram_bytes
-        except LilliputError:  # a smaller image may leave tiles of padding alone: then it is no way out
-            return sram + 1
+            report = compilation.step(network, update, way, sram).memory_report()
+        except LilliputError:  # too large, or too small for the tiles asked for: no way out either way
+            return None
+        return report if report.sram_bytes <= sram else None
 
-    exhausted = schedule in ("auto", "smallest")
-    way = "smallest" if exhausted else schedule
-    if not exhausted and step.prefix is not None and (least := needs(step.qgraph, step.update, "smallest")) <= sram:
-        yield f"schedule='auto' (needs at least {least:,})"
-    image = step.qgraph.tensors[step.qgraph.input].shape
-    for height, width in _smaller(image):
+    if schedule not in ("auto", "smallest") and (found := fitting(step.qgraph, step.update, "auto")):
+        yield f"schedule='auto' (needs {found.sram_bytes:,}, with {found.schedule})"
+    way = "auto" if schedule == "smallest" else schedule
+    for height, width in _smaller(step.qgraph.tensors[step.qgraph.input].shape):
         network = at_resolution(step.qgraph, height, width)
-        if network is None:
-            break
-        if (least := needs(network, step.update, way)) <= sram:
-            yield f"an image of {height}x{width} (needs {least:,})"
+        if network is not None and (found := fitting(network, step.update, way)):
+            yield f"an image of {height}x{width} (needs {found.sram_bytes:,})"
             break
     for smaller in _smaller_schemes(step.qgraph, step.update):
-        if (least := needs(step.qgraph, smaller, way)) <= sram:
-            yield f"{_scheme(smaller)} (needs {least:,})"
+        if found := fitting(step.qgraph, smaller, way):
+            yield f"{_scheme(smaller)} (needs {found.sram_bytes:,})"
             break
 
 

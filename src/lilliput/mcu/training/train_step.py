@@ -8,7 +8,6 @@ memory asks for it. After each pass the interpreter gives the same trained bytes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,7 +32,7 @@ from lilliput.mcu.training.interpreter import State
 from lilliput.mcu.training.memory_report import MemoryReport, memory_report
 from lilliput.mcu.training.optimizer import SGD
 from lilliput.mcu.training.planning import Placement, place
-from lilliput.mcu.training.refusal import refusal
+from lilliput.mcu.training.refusal import too_much_flash, too_much_sram
 from lilliput.mcu.training.reorder import reorder as bring_steps_forward
 from lilliput.mcu.training.update_plan import UpdatePlan
 from lilliput.mcu.training.verify import verify
@@ -103,7 +102,7 @@ class TrainStep:
         y: Any,
         *,
         epochs: int = 1,
-        rates: int | Sequence[int] | Int64[np.ndarray, " steps"] = RATE_ONE,
+        rates: Any = RATE_ONE,
         state: State | None = None,
     ) -> TrainingLog:
         """Train on samples one after the other, in the integers of the device; the result is bit for bit the firmware's.
@@ -112,7 +111,7 @@ class TrainStep:
             x: samples, as :meth:`QuantizedGraph.run` takes them: int8 codes channels last, or floats channels first.
             y: their labels, 0 to ``num_classes - 1``.
             epochs: how often to go through them, always in the order given.
-            rates: factor of the learning rate, 0 to 2**15: one for all steps, or one for each (``rate.warmup_cosine``).
+            rates: factor of the learning rate, an integer 0 to 2**15: one for all steps, or one for each (``rate.warmup_cosine``).
             state: to go on from; left as it is. The start if None.
         Raises:
             DataError: wrong shape or dtype, NaN or infinite values, a label that is no class.
@@ -212,35 +211,56 @@ def compile_training(
         raise ConfigError(f"loss='{loss}': must be {' or '.join(map(repr, LOSSES))}")
     sram_limit = None if sram is None else Budget.parse(sram)
     flash_limit = None if flash is None else Budget.parse(flash)
-    part = cut(qgraph, update)
-    head = head_with_one_scale(qgraph) if num_classes is None else new_head(qgraph, num_classes, seed)
-    program = training_program(forward(qgraph, part, update, optimizer, head), optimizer, reorder=reorder)
-    placement = place(program, in_place=in_place)
-    apart = program.parameter_bytes + state_bytes(program) + stack_bytes
-    prefix = None
-    if part.prefix is not None:
-        prefix = _plan_prefix(part.prefix, sram_limit, apart, input, schedule, in_place)
-    step = TrainStep(qgraph, update, optimizer, program, placement, prefix, stack_bytes, sram_limit, flash_limit)
+    compilation = Compilation(optimizer, num_classes, input, in_place, reorder, stack_bytes, seed)
+    try:
+        step = compilation.step(qgraph, update, schedule, sram_limit)
+    except BudgetError:  # no schedule of the prefix is within what the rest leaves: say what the smallest needs
+        step = compilation.step(qgraph, update, "smallest", None)
     report = step.memory_report()
-    if (sram_limit is not None and report.sram_bytes > sram_limit) or (
-        flash_limit is not None and report.flash_bytes > flash_limit
-    ):
+    if sram_limit is not None and report.sram_bytes > sram_limit:
+        raise BudgetError(too_much_sram(step, report, sram_limit, schedule, compilation))
+    if flash_limit is not None and report.flash_bytes > flash_limit:
+        raise BudgetError(too_much_flash(step, report, flash_limit))
+    return replace(step, sram_bytes_limit=sram_limit, flash_bytes_limit=flash_limit)
 
-        def needs(network: QuantizedGraph, chosen: UpdatePlan, way: str | Schedule) -> TrainStep:
-            return compile_training(
-                network,
-                chosen,
-                num_classes=len(head.weight),
-                optimizer=optimizer,
-                input=input,
-                schedule=way,
-                in_place=in_place,
-                reorder=reorder,
-                stack_bytes=stack_bytes,
-            )
 
-        raise BudgetError(refusal(step, report, schedule, needs))
-    return step
+@dataclass(frozen=True)
+class Compilation:
+    """What all steps that are tried for one request have in common."""
+
+    optimizer: SGD
+    num_classes: int | None
+    input: str
+    in_place: bool
+    reorder: bool
+    stack_bytes: int
+    seed: int
+
+    def step(
+        self, qgraph: QuantizedGraph, update: UpdatePlan, schedule: str | Schedule, sram_limit: int | None
+    ) -> TrainStep:
+        """A step for this network and plan.
+
+        Raises:
+            BudgetError: the schedule is ``"auto"`` and none of the prefix leaves enough of the limit for the rest. Other schedules are not
+                held to it.
+        """
+        part = cut(qgraph, update)
+        head = head_with_one_scale(qgraph)
+        if self.num_classes is not None:
+            head = new_head(qgraph, self.num_classes, self.seed)
+        spelled_out = forward(qgraph, part, update, self.optimizer, head)
+        program = training_program(spelled_out, self.optimizer, reorder=self.reorder)
+        placement = place(program, in_place=self.in_place)
+        prefix = None
+        if part.prefix is not None:
+            planned = partial(plan, part.prefix, input=self.input, in_place=self.in_place, stack_bytes=0)
+            if sram_limit is None or schedule != "auto":
+                prefix = planned(schedule=schedule)
+            else:
+                rest = program.parameter_bytes + state_bytes(program) + self.stack_bytes
+                prefix = replace(planned(sram=max(1, sram_limit - rest)), sram_bytes_limit=None)
+        return TrainStep(qgraph, update, self.optimizer, program, placement, prefix, self.stack_bytes)
 
 
 def training_program(spelled_out: t.Program, optimizer: SGD, *, reorder: bool = True) -> t.Program:
@@ -253,19 +273,6 @@ def training_program(spelled_out: t.Program, optimizer: SGD, *, reorder: bool = 
     program = fuse(program)
     verify(program)
     return program
-
-
-def _plan_prefix(
-    network: QuantizedGraph, limit: int | None, apart: int, input: str, schedule: str | Schedule, in_place: bool
-) -> Plan:
-    """The frozen part within what the rest leaves; where nothing fits, the least there is."""
-    planned = partial(plan, network, input=input, in_place=in_place, stack_bytes=0)
-    if limit is None or schedule != "auto":
-        return planned(schedule=schedule)
-    try:
-        return replace(planned(sram=max(1, limit - apart), schedule=schedule), sram_bytes_limit=None)
-    except BudgetError:
-        return planned(schedule="smallest")  # the caller refuses, and says what is needed
 
 
 def _rates(rates: Any, steps: int) -> Int64[np.ndarray, " steps"]:
