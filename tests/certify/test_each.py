@@ -1,6 +1,8 @@
 """Whole data sets: the same lines whoever computes them, kept when interrupted, refused when they are of something else."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import joblib
 import pytest
@@ -99,6 +101,22 @@ def test_more_inputs_can_be_added_and_nothing_is_computed_twice(tmp_path, monkey
     assert path.read_bytes() == before
     certify_each(MODEL, inputs(10), 0.1, out=path, **QUIET)
     assert path.read_bytes().startswith(before)
+
+
+def test_when_time_is_over_the_rest_is_left_for_the_next_call(tmp_path, monkeypatch):
+    path, y = tmp_path / "r.jsonl", torch.arange(10) % 3
+    radius_each(MODEL, inputs(), y, out=tmp_path / "whole.jsonl", **QUIET)
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    assert radius_each(MODEL, inputs(), y, out=path, total_time_limit=0, **QUIET) == []
+    ticks = itertools.count(0.0)
+    monkeypatch.setattr(each, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    lines = radius_each(MODEL, inputs(), y, out=path, total_time_limit=4, **QUIET)
+    assert [line["input"] for line in lines] == [0, 1, 2]  # the clock says 1, 2, 3 before each and 4 before the next
+    assert whole.startswith(path.read_bytes())
+    assert len(radius_each(MODEL, inputs(), y, out=path, **QUIET)) == 10
+    assert path.read_bytes() == whole
+    with pytest.raises(ConfigError, match="total_time_limit=nan"):
+        certify_each(MODEL, inputs(), 0.1, out=path, total_time_limit=float("nan"), **QUIET)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -1,5 +1,4 @@
 import math
-import time
 
 import pytest
 import torch
@@ -51,23 +50,17 @@ def test_the_witness_lies_in_the_region_and_has_the_lower_bounds_gradient(norm):
     assert result.gap == result.upper - result.lower
 
 
-def test_a_batch_of_centres_is_the_same_as_one_by_one_and_much_cheaper():
+def test_a_batch_of_centres_is_the_same_as_one_by_one():
     model = mlp(64, 32, 32, 10)
     centres = torch.rand(32, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     graph = trace(model, centres[:1])
-    local_lipschitz(graph, centres[:2], 0.03)
-    started = time.process_time()
     batch = local_lipschitz(graph, centres, 0.03)
-    batched = time.process_time() - started
-    started = time.process_time()
     singles = [local_lipschitz(graph, centre, 0.03) for centre in centres]
-    one_by_one = time.process_time() - started
     torch.testing.assert_close(batch.per_output, torch.stack([r.per_output for r in singles]), rtol=1e-10, atol=0)
     for mine, theirs in zip(
         batch.jacobian_bounds(), zip(*(r.jacobian_bounds() for r in singles), strict=True), strict=True
     ):
         torch.testing.assert_close(mine, torch.stack(theirs), rtol=1e-10, atol=1e-12)
-    assert batched <= one_by_one / 4
 
 
 @pytest.mark.parametrize("case", [CASES[11], CASES[16], CASES[21], CASES[26]], ids=lambda case: case.name)
@@ -78,12 +71,14 @@ def test_a_batch_is_the_same_as_one_by_one_for_other_operators(case):
     torch.testing.assert_close(batch.per_output, torch.stack([r.per_output for r in singles]), rtol=1e-10, atol=0)
 
 
-def test_a_row_does_not_depend_on_the_other_rows_or_on_earlier_calls():
+@pytest.mark.parametrize("method", ["product", "ibp", "recurjac", "crown", "alpha"])
+def test_a_row_does_not_depend_on_the_other_rows_or_on_earlier_calls(method):
     model, centre = mlp(6, 16, 16, 4, gain=1.5), torch.zeros(6, dtype=torch.float64)
-    all_rows = local_lipschitz(model, centre, 0.3).per_output
+    all_rows = local_lipschitz(model, centre, 0.3, method=method).per_output
+    assert len(all_rows.unique()) == 4
     eye = torch.eye(4, dtype=torch.float64)
     for order in ([3, 1], [2], [0, 2, 3, 1]):
-        some = local_lipschitz(model, centre, 0.3, outputs=eye[order]).per_output
+        some = local_lipschitz(model, centre, 0.3, outputs=eye[order], method=method).per_output
         torch.testing.assert_close(some, all_rows[order], rtol=1e-12, atol=0)
 
 

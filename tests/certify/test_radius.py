@@ -1,9 +1,13 @@
 """Certified radii: exact where that can be worked out by hand, never broken by an attack, and much larger than the product bound's."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+import lilliput.certify.radius as radius_module
 from certify.digit_networks import digits, trained_mlp
 from lilliput.certify import METHODS, certified_radius
 from lilliput.errors import ConfigError, DataError
@@ -104,6 +108,47 @@ def test_random_points_of_other_balls_keep_their_class(norm):
     assert (radii > 0).any()
 
 
+def clock(seconds_a_look: float = 1.0) -> SimpleNamespace:
+    """A clock that goes on whenever it is looked at."""
+    ticks = itertools.count()
+    return SimpleNamespace(perf_counter=lambda: next(ticks) * seconds_a_look)
+
+
+def test_when_time_is_over_the_radius_is_what_was_certified_until_then(monkeypatch):
+    model, (x, y) = trained_mlp(), digits(8)
+    free = certified_radius(model, x, y, clip=(0, 1))
+    found = []
+    for limit in (0, 4, 8, 16, 1000):
+        monkeypatch.setattr(radius_module, "time", clock())
+        found.append(certified_radius(model, x, y, clip=(0, 1), total_time_limit=limit))
+    assert (found[0] == 0).all()
+    assert all((more >= less).all() for less, more in itertools.pairwise(found))
+    assert 0 < found[2].sum() < free.sum()
+    assert found[-1].tolist() == free.tolist()
+
+
+def test_time_is_shared_out_among_batches_of_centres_and_their_constants(monkeypatch):
+    seen = []
+    monkeypatch.setitem(METHODS, "bab", lambda problem: seen.append(problem.time_limit) or METHODS["ibp"](problem))
+    monkeypatch.setattr(radius_module, "_CENTRES_AT_ONCE", 2)
+    model, x = linear([1.0, 2.0], [-1.0, 1.0]), torch.tensor([[0.3, 0.1]], dtype=torch.float64).repeat(4, 1)
+    certified_radius(model, x, 0, method="bab", time_limit=30, total_time_limit=4800)
+    assert set(seen) == {30.0}  # never more than one constant may take
+    seen.clear()
+    monkeypatch.setattr(radius_module, "time", clock(1e-9))
+    certified_radius(model, x, 0, method="bab", time_limit=30, total_time_limit=48)
+    assert (seen[0], seen[-1]) == (pytest.approx(1.0), pytest.approx(2.0))  # what the first batch left, the second gets
+    seen.clear()
+    certified_radius(model, x, 0, method="bab", time_limit=30)
+    assert set(seen) == {30.0}
+
+
+def test_in_float32_its_rounding_is_allowed_for():
+    model, x = linear([1.0, 2.0], [-1.0, 1.0]).float(), torch.tensor([0.3, 0.1])
+    single, double = (certified_radius(model, x, 0, tolerance=1e-6, dtype=dtype) for dtype in ("float32", "float64"))
+    assert double * (1 - 2e-3) < single < double * (1 - 1e-4)
+
+
 def test_what_cannot_be_is_refused():
     model, x = linear([1.0], [2.0]), torch.ones(1, dtype=torch.float64)
     with pytest.raises(ConfigError, match="tolerance=0.0: must be between 0 and 1"):
@@ -112,3 +157,5 @@ def test_what_cannot_be_is_refused():
         certified_radius(model, x, 0, method="lp")
     with pytest.raises(DataError, match="from 0 to 1"):
         certified_radius(model, x, 2)
+    with pytest.raises(ConfigError, match="total_time_limit=-1: must be seconds, 0 or more"):
+        certified_radius(model, x, 0, total_time_limit=-1)

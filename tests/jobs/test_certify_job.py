@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from certify.digit_networks import digits, trained_mlp
-from lilliput.certify import METHODS, local_lipschitz
+from lilliput.certify import METHODS, certified_radius, local_lipschitz
 from lilliput.errors import ConfigError, DataError, GraphError
 from lilliput.evidence import Run
-from lilliput.jobs.build import BuildConfig, build
 from lilliput.jobs.certify import CertifyConfig, certify, parse_fraction
 
 
@@ -23,12 +22,17 @@ def config(model: str, tmp_path, **options) -> CertifyConfig:
 
 
 @pytest.fixture(scope="module")
-def mlp_run(tmp_path_factory) -> Run:
+def mlp_files(tmp_path_factory) -> dict[str, str]:
+    """The trained network, exported, and an image."""
     folder = tmp_path_factory.mktemp("mlp")
     x, _ = digits(1)
     np.save(folder / "x.npy", x[0].numpy())
-    model = exported(trained_mlp(), x, folder / "net.pt2")
-    return certify(config(model, folder, center=str(folder / "x.npy"), eps="8/255", clip="0,1"))
+    return {"model": exported(trained_mlp(), x, folder / "net.pt2"), "center": str(folder / "x.npy")}
+
+
+@pytest.fixture(scope="module")
+def mlp_run(mlp_files, tmp_path_factory) -> Run:
+    return certify(config(**mlp_files, tmp_path=tmp_path_factory.mktemp("run"), eps="8/255", clip="0,1"))
 
 
 def test_the_figures_are_those_of_the_function(mlp_run):
@@ -82,14 +86,75 @@ def test_a_linear_network_is_exact_and_has_no_undecided_neuron(tmp_path):
     assert run.evidence["neurons.undecided"].value == 0
 
 
-def test_a_builds_network_is_the_one_it_trained_around_its_test_image(tmp_path):
-    options = {"macs": "20K", "sram": "8KB", "flash": "48KB", "limit": 300, "epochs": 1, "image_size": 8}
-    made = build(BuildConfig(out=str(tmp_path / "run"), board="host", quiet=True, **options))
-    run = certify(config(str(made.path), tmp_path, center="test:2", eps="1/1000", method="ibp"))
-    assert "test image 2 of digits" in run.report.title
-    assert run.evidence["lipschitz.upper"].value >= run.evidence["lipschitz.lower"].value > 0
-    with pytest.raises(ConfigError, match="must be test:0 to test:"):
-        certify(config(str(made.path), tmp_path, out=str(tmp_path / "other"), center="test:100000"))
+class PooledResidual(nn.Module):
+    """A convolution, a branch around two more with batch norm, a max pool and an average pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.stem(x).relu(), 2)
+        x = (x + self.norm(self.two(self.one(x).relu()))).relu()
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def cnn_file(tmp_path_factory) -> tuple[nn.Module, str]:
+    torch.manual_seed(1)
+    model = PooledResidual()
+    model.norm.running_var.uniform_(0.5, 2)
+    model.norm.running_mean.uniform_(-0.3, 0.3)
+    path = exported(model.eval(), torch.zeros(1, 1, 8, 8), tmp_path_factory.mktemp("cnn") / "net.pt2")
+    return model.double(), path
+
+
+@pytest.mark.parametrize("norm", ["inf", "1", "2"])
+def test_an_exported_network_with_a_residual_and_pools_is_bounded_in_every_norm(cnn_file, tmp_path, norm):
+    model, path = cnn_file
+    x, _ = digits(1)
+    np.save(tmp_path / "x.npy", x[0].reshape(8, 8).numpy())
+    run = certify(config(path, tmp_path, center=str(tmp_path / "x.npy"), clip="0,1", eps="0.2", norm=norm))
+    assert run.evidence["neurons.undecided"].value > 0
+    unit = torch.randn(500, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    length = torch.linalg.vector_norm(unit.flatten(1), ord=float(norm), dim=1).reshape(-1, 1, 1, 1)
+    points = (x[0].reshape(1, 8, 8) + 0.2 * unit / length).clamp(0, 1).requires_grad_()
+    outputs = model(points).sum(0)
+    rows = torch.stack([torch.autograd.grad(o, points, retain_graph=True)[0].flatten(1) for o in outputs], 1)
+    sizes = torch.linalg.vector_norm(rows, ord={"inf": 1.0, "1": torch.inf, "2": 2.0}[norm], dim=-1)
+    upper, lower = (run.evidence[f"lipschitz.{name}"].value for name in ("upper", "lower"))
+    assert 0.9 * sizes.max() <= lower <= upper
+    assert sizes.max() <= upper
+    with np.load(run.path / "artifacts" / "jacobian.npz") as kept:
+        assert (kept["lower"] <= rows.numpy() + 1e-9).all()
+        assert (rows.numpy() <= kept["upper"] + 1e-9).all()
+
+
+@pytest.mark.parametrize(("norm", "most"), [("inf", 1.0), ("1", 64.0), ("2", 8.0)])
+def test_a_radius_is_that_of_the_function(mlp_files, tmp_path, norm, most):
+    x, y = digits(1)
+    options = {"clip": "0,1", "radius": True, "norm": norm, "time": 600.0}
+    run = certify(config(**mlp_files, tmp_path=tmp_path, **options))
+    expected = certified_radius(trained_mlp(), x[0], int(y[0]), norm, max_eps=most, clip=(0, 1))
+    found = run.evidence["radius.certified"]
+    assert (found.value, str(found.how)) == (pytest.approx(expected, rel=1e-9), "proved")
+    assert expected > run.evidence["radius.product"].value > 0
+    assert [section.id for section in run.report.sections] == ["bounds", "radius", "neurons"]
+    assert f"takes it out of class 'output {int(y[0])}'" in run.report.verdict
+
+
+def test_without_a_radius_there_is_no_word_of_one(mlp_run):
+    assert not [name for name in mlp_run.evidence if name.startswith("radius")]
+    assert "takes it out of class" not in mlp_run.report.verdict
+
+
+def test_a_center_on_the_boundary_has_no_radius_and_says_so(tmp_path):
+    model = nn.Linear(2, 2, bias=False)
+    run = certify(config(exported(model, torch.zeros(1, 2), tmp_path / "net.pt2"), tmp_path, radius=True))
+    assert run.evidence["radius.certified"].value == 0
+    assert "two classes tie" in run.report.sections[1].intro
+    assert "takes it out of class" not in run.report.verdict
 
 
 def test_fractions_are_read():

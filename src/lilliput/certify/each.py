@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.certify.lipschitz import check_centres, check_options, local_lipschitz, prepared
-from lilliput.certify.radius import certified_radius
+from lilliput.certify.radius import certified_radius, check_total_time_limit
 from lilliput.errors import ConfigError, DataError
 from lilliput.graph import Graph, trace
 
@@ -44,6 +46,7 @@ def certify_each(
     method: str = "crown",
     alpha_steps: int = 20,
     time_limit: float | int = 30.0,
+    total_time_limit: float | int | None = None,
     seed: int = 0,
     dtype: str = "float64",
     n_jobs: int | None = None,
@@ -57,11 +60,14 @@ def certify_each(
         eps, norm, outputs, clip, method, alpha_steps, time_limit, dtype: as ``local_lipschitz``.
         out: the file; parents are made.
         y: class of each input, for "margins".
+        total_time_limit: seconds for this call; when they are over no input is begun any more, and the lines that there are are returned.
+            Each line is the same whatever the limit. Begun again, the call goes on where it stopped.
         seed: input i uses seed + i.
         n_jobs: processes; -1 for one a core; ``None`` is joblib's default, 1 unless ``joblib.parallel_config`` says otherwise.
         progress: draw a bar on the error stream.
     Returns:
-        The lines in the order of the inputs: ``input``, ``sha256``, ``upper``, ``lower``, ``per_output``, ``per_output_lower``, ``status``.
+        The lines in the order of the inputs, fewer where ``total_time_limit`` was over: ``input``, ``sha256``, ``upper``, ``lower``,
+            ``per_output``, ``per_output_lower``, ``status``.
     Raises:
         ConfigError: the file is of another network or other settings; an option outside what is allowed.
         DataError: the file is damaged, or holds another input or class at some index; and as ``local_lipschitz``.
@@ -71,7 +77,7 @@ def certify_each(
     options = {"alpha_steps": alpha_steps, "time_limit": float(time_limit), "dtype": dtype}
     settings = {"eps": float(eps), "norm": norm, "outputs": outputs, "clip": clip, "method": method, **options}
     work = _Work("lipschitz", settings, seed)
-    return _each(work, model, X, y, Path(out), n_jobs, progress)
+    return _each(work, model, X, y, Path(out), n_jobs, progress, total_time_limit)
 
 
 def radius_each(
@@ -87,6 +93,7 @@ def radius_each(
     tolerance: float = 0.02,
     alpha_steps: int = 20,
     time_limit: float | int = 30.0,
+    total_time_limit: float | int | None = None,
     seed: int = 0,
     dtype: str = "float64",
     n_jobs: int | None = None,
@@ -95,12 +102,12 @@ def radius_each(
     """``certified_radius`` of each input, one line each in ``out``, as ``certify_each``.
 
     Returns:
-        The lines in the order of the inputs: ``input``, ``sha256``, ``y``, ``radius``.
+        The lines in the order of the inputs, fewer where ``total_time_limit`` was over: ``input``, ``sha256``, ``y``, ``radius``.
     """
     check_options(float(max_eps), norm, clip, method, dtype, False, "margins", y)
     options = {"tolerance": tolerance, "alpha_steps": alpha_steps, "time_limit": float(time_limit), "dtype": dtype}
     settings = {"max_eps": float(max_eps), "norm": norm, "clip": clip, "method": method, **options}
-    return _each(_Work("radius", settings, seed), model, X, y, Path(out), n_jobs, progress)
+    return _each(_Work("radius", settings, seed), model, X, y, Path(out), n_jobs, progress, total_time_limit)
 
 
 class _Work:
@@ -153,8 +160,17 @@ def _input_hash(x: Tensor, y: int | None) -> str:
 
 
 def _each(
-    work: _Work, model: nn.Module | Graph, X: Tensor, y: Tensor | None, out: Path, n_jobs: int | None, progress: bool
+    work: _Work,
+    model: nn.Module | Graph,
+    X: Tensor,
+    y: Tensor | None,
+    out: Path,
+    n_jobs: int | None,
+    progress: bool,
+    total_time_limit: float | int | None,
 ) -> list[Line]:
+    check_total_time_limit(total_time_limit)
+    deadline = math.inf if total_time_limit is None else time.perf_counter() + float(total_time_limit)
     _, centres, is_single = prepared(model, X, torch.float64, None)
     if is_single:
         raise DataError(f"X has shape {list(X.shape)}: give inputs, {['inputs', *X.shape]}; for one, X[None]")
@@ -174,9 +190,9 @@ def _each(
     if not known:
         _begin(out, header)
     items = [(index, X[index].detach().cpu().clone(), labels[index]) for index in missing]
-    for line in _computed(work, graph, items, out, n_jobs, _bar(len(X), len(known), progress)):
+    for line in _computed(work, graph, items, out, n_jobs, _bar(len(X), len(known), progress), deadline):
         known[line["input"]] = line
-    return [known[index] for index in range(len(X))]
+    return [known[index] for index in range(len(X)) if index in known]
 
 
 def _traced(model: nn.Module, X: Tensor) -> Graph:
@@ -191,13 +207,17 @@ def _computed(
     out: Path,
     n_jobs: int | None,
     bar: AbstractContextManager[Callable[[int], None]],
+    deadline: float,
 ) -> list[Line]:
     from joblib import Parallel, delayed, effective_n_jobs
 
     lines: list[Line] = []
     with out.open("a", encoding="utf-8") as file, bar as advance, Parallel(n_jobs=n_jobs) as parallel:
-        at_once = _LINES_PER_JOB * effective_n_jobs(n_jobs)
+        # With a deadline, one at a time for each process: it is overrun by no more than one input takes.
+        at_once = effective_n_jobs(n_jobs) * (_LINES_PER_JOB if math.isinf(deadline) else 1)
         for start in range(0, len(items), at_once):
+            if time.perf_counter() >= deadline:
+                break
             found = parallel(delayed(work)(graph, *item) for item in items[start : start + at_once])
             # In the order of the inputs whichever came first, so that the file is the same on every engine.
             file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in found))

@@ -10,6 +10,7 @@ because the k-th part of the segment lies in the ball of radius r_k. While all m
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
@@ -23,12 +24,14 @@ from lilliput.certify.region import Norm, Region
 from lilliput.errors import ConfigError
 from lilliput.graph import Graph
 
-_ROUNDING = 1e-9
-"""Relative; far above what float64 sums of a network's size can be off by, far below what anybody would notice."""
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Relative; far above what sums of a network's size can be off by, far below what anybody would notice."""
 _LEAST_SHARE = 2.0**-12
 """Of ``max_eps``: a radius below this times the tolerance is 0."""
 _MOST_STEPS = 64
 _CENTRES_AT_ONCE = 256
+_CONSTANTS = 24
+"""Lipschitz constants that a search takes, about."""
 
 Rate = Callable[[Tensor, Tensor], Tensor]
 """(indices of centres, a radius for each) to the Lipschitz constants of their margins, (centres, rows)."""
@@ -46,6 +49,7 @@ def certified_radius(
     tolerance: float = 0.02,
     alpha_steps: int = 20,
     time_limit: float | int = 30.0,
+    total_time_limit: float | int | None = None,
     seed: int = 0,
     dtype: str = "float64",
 ) -> float | Tensor:
@@ -62,6 +66,8 @@ def certified_radius(
         tolerance: relative; the search ends when a step of this share of the radius fails.
         alpha_steps: for methods that have them.
         time_limit: seconds for each constant, for methods that refine.
+        total_time_limit: seconds for all centres together. When they are over, the radii are what has been certified until then; methods
+            that refine get an even share for each constant. A constant that has been begun is finished.
         seed: for methods with random choices.
         dtype: "float64" or "float32" for all arithmetic.
     Returns:
@@ -80,6 +86,8 @@ def certified_radius(
     check_options(float(max_eps), norm, clip, method, dtype, False, "margins", y)
     if not 0 < tolerance < 1:
         raise ConfigError(f"tolerance={tolerance}: must be between 0 and 1; try tolerance=0.02")
+    check_total_time_limit(total_time_limit)
+    started = time.perf_counter()
     precision = torch.float64 if dtype == "float64" else torch.float32
     network, centres, is_single = prepared(model, x0, precision, None)
     check_centres(centres, clip)
@@ -88,18 +96,35 @@ def certified_radius(
     problem = Problem(
         network, Region.ball(flat, 0.0, cast(Norm, norm), clip), rows, alpha_steps, float(time_limit), seed
     )
-    radii = []
+    radii: list[Tensor] = []
     with torch.no_grad():
         for start in range(0, len(flat), _CENTRES_AT_ONCE):
             some = slice(start, start + _CENTRES_AT_ONCE)
             outputs, _ = network.run(centres[some])
             margins = (rows[some] @ outputs[..., None]).squeeze(-1)
-            rate = _rate(problem, flat[some], rows[some], clip, method)
+            deadline, share = _deadline(started, total_time_limit, float(time_limit), len(radii), len(flat))
+            rate = _rate(replace(problem, time_limit=share), flat[some], rows[some], clip, method)
             # A centre need not win by more than sums can be off.
-            least = _ROUNDING * (1 + outputs.abs().amax(1, keepdim=True))
-            radii.append(_search(rate, margins, least.expand_as(margins), float(max_eps), tolerance))
-    found = torch.cat(radii) * (1 - _ROUNDING)
+            least = _ROUNDING[precision] * (1 + outputs.abs().amax(1, keepdim=True))
+            radii.append(_search(rate, margins, least.expand_as(margins), float(max_eps), tolerance, deadline))
+    found = torch.cat(radii) * (1 - _ROUNDING[precision])
     return float(found[0]) if is_single else found
+
+
+def check_total_time_limit(seconds: float | int | None) -> None:
+    """Refuse a limit that is none."""
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise ConfigError(f"total_time_limit={seconds}: must be seconds, 0 or more, or None for no limit")
+
+
+def _deadline(started: float, total: float | int | None, each: float, batch: int, centres: int) -> tuple[float, float]:
+    """When the search of a batch of centres ends, and the seconds for each of its constants."""
+    if total is None:
+        return math.inf, each
+    batches = -(-centres // _CENTRES_AT_ONCE) - batch
+    now = time.perf_counter()
+    seconds = max(started + total - now, 0.0) / batches
+    return now + seconds, min(each, seconds / _CONSTANTS)
 
 
 def _rate(
@@ -125,25 +150,27 @@ def _rate(
     return rate
 
 
-def _search(rate: Rate, margins: Tensor, least: Tensor, max_eps: float, tolerance: float) -> Tensor:
+def _search(rate: Rate, margins: Tensor, least: Tensor, max_eps: float, tolerance: float, deadline: float) -> Tensor:
     """Bisection from the outside; then once more in steps of about an eighth of what it found, which lose less of each margin."""
-    first = _walk(rate, margins, least, torch.full_like(margins[:, 0], max_eps), max_eps, tolerance)
+    first = _walk(rate, margins, least, torch.full_like(margins[:, 0], max_eps), max_eps, tolerance, deadline)
     # Halves of max_eps, so that centres share radii: outside l_inf each radius is a call of its own.
     step = max_eps * torch.exp2(torch.floor(torch.log2(first / (8 * max_eps))))
-    return torch.maximum(first, _walk(rate, margins, least, step, max_eps, tolerance))
+    return torch.maximum(first, _walk(rate, margins, least, step, max_eps, tolerance, deadline))
 
 
-def _walk(rate: Rate, margins: Tensor, least: Tensor, step: Tensor, max_eps: float, tolerance: float) -> Tensor:
+def _walk(
+    rate: Rate, margins: Tensor, least: Tensor, step: Tensor, max_eps: float, tolerance: float, deadline: float
+) -> Tensor:
     """Radius reached from 0 in steps that are halved whenever one cannot be certified."""
     radius, left, step = torch.zeros_like(step), margins.clone(), step.clone()
     is_open = (left > least).all(1) & (step > 0)
     for _ in range(_MOST_STEPS):
         some = is_open.nonzero().squeeze(1)
-        if not len(some):
+        if not len(some) or time.perf_counter() >= deadline:
             break
         there = (radius[some] + step[some]).clamp(max=max_eps)
         lost = (there - radius[some])[:, None] * rate(some, there)
-        remaining = left[some] - lost * (1 + _ROUNDING)
+        remaining = left[some] - lost * (1 + _ROUNDING[lost.dtype])
         is_certified = (remaining > least[some]).all(1)  # False for NaN, as it must be
         left[some] = torch.where(is_certified[:, None], remaining, left[some])
         radius[some] = torch.where(is_certified, there, radius[some])

@@ -48,12 +48,25 @@ class Region:
         return torch.minimum(box, (A @ self.centre[:, :, None]).squeeze(-1) + self.eps * dual)
 
     def draw(self, points: int, generator: torch.Generator) -> Float[Tensor, "points domains inputs"]:
-        """Points of each region, a third of them at corners of the box or the ball; always inside."""
+        """Points of each region, a third of them at corners of the box or the ball; always inside.
+
+        Drawn in the box that is left of the ball: cutting points of the whole ball would give half of the pixels of a black background the
+        one value 0, and every max pool over them a tie, where no gradient is known.
+        """
         shape = (points, *self.centre.shape)
         unit = torch.rand(shape, generator=generator, dtype=torch.float64).to(self.centre) * 2 - 1
         corner = torch.arange(points, device=unit.device) % 3 == 0
         unit = torch.where(corner[:, None, None], unit.sign(), unit)
-        return self.nearest(self.centre + self.eps * unit)
+        return self._at(unit)
+
+    def corners(self, points: int, generator: torch.Generator) -> Float[Tensor, "points domains inputs"]:
+        """Corners of each region's box, pulled into its ball."""
+        unit = torch.rand((points, *self.centre.shape), generator=generator, dtype=torch.float64) - 0.5
+        return self._at(unit.to(self.centre).sign())
+
+    def _at(self, unit: Tensor) -> Tensor:
+        """Points of the box by coordinates of -1 to 1, pulled into the ball."""
+        return self.nearest((self.upper + self.lower) / 2 + (self.upper - self.lower) / 2 * unit)
 
     def nearest(self, x: Tensor) -> Tensor:
         """Points (..., domains, inputs) pulled into the region: scaled into the ball, then cut to the box (which holds the centre)."""

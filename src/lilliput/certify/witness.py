@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lilliput.certify.network import Activation, Network
+from lilliput.certify.network import Activation, Network, sum_of
 from lilliput.certify.preactivation import preactivations, rows_per_chunk
 from lilliput.certify.region import DUAL, Norm, Region
 
@@ -35,6 +35,8 @@ def jacobian_at(
 ) -> tuple[Float[Tensor, "points rows inputs"], Bool[Tensor, "points rows"]]:
     """The rows' gradients at points, and whether each is one: a gate exactly at a kink spoils the rows whose gradient reaches it.
 
+    Unless nothing of the input reaches the gate: a max pool over ReLUs that are all off compares 0 with 0, and goes on doing so.
+
     Args:
         constant: for each gate, which of its units don't change around any of the points, (points, units); those spoil nothing.
     """
@@ -42,6 +44,7 @@ def jacobian_at(
     _, before = network.run(points.reshape(-1, *network.shapes[network.input]))
     g: dict[str, Tensor] = {network.output: rows.reshape(-1, *network.shapes[network.output])}
     is_smooth = torch.ones(lead, dtype=torch.bool, device=points.device)
+    moves: list[Tensor] | None = None
     for step in reversed(network.steps):
         outer = g.pop(step.name, None)
         if outer is None:
@@ -51,6 +54,9 @@ def jacobian_at(
             outer = outer.reshape(*lead, -1)
             least, greatest = step.gate.slope_range(z, z)
             is_open = (least < greatest) & ~constant[step.index] if constant else least < greatest
+            if bool(is_open.any()):
+                moves = _moves(network, before) if moves is None else moves
+                is_open = is_open & moves[step.index]
             at_kink = is_open[:, None] & (outer != 0)
             is_smooth &= ~at_kink.any(-1)
             _add(g, step.source, (outer * step.gate.slope(z)[:, None]).reshape(-1, *network.shapes[step.source]))
@@ -59,6 +65,30 @@ def jacobian_at(
             _add(g, name, linear.transpose(outer))
     x = g.get(network.input)
     return (rows.new_zeros(*lead, network.inputs) if x is None else x.reshape(*lead, -1)), is_smooth
+
+
+def _moves(network: Network, before: list[Tensor]) -> list[Tensor]:
+    """For each gate, the units whose input may change around each point, (points, units); the others are constant there.
+
+    Args:
+        before: each gate's input, (points, units).
+    """
+    lead = len(before[0])
+    reach = {network.input: before[0].new_ones((lead, *network.shapes[network.input]))}
+    found = []
+    for step in network.steps:
+        if isinstance(step, Activation):
+            moves = reach[step.source].flatten(1) > 0
+            found.append(moves)
+            if step.gate.is_piecewise_linear:
+                least, greatest = step.gate.slope_range(before[step.index], before[step.index])
+                moves = moves & ((least != 0) | (greatest != 0))
+            reach[step.name] = moves.to(before[0].dtype).reshape(reach[step.source].shape)
+        else:
+            total = sum_of([linear.apply(reach[name], absolute=True) for name, linear in step.terms])
+            # How much is of no interest, and could overflow.
+            reach[step.name] = (total > 0).to(total.dtype)
+    return found
 
 
 def _add(values: dict[str, Tensor], name: str, more: Tensor) -> None:
@@ -116,7 +146,7 @@ def search(
     tries = 4
     for step in range(rounds if network.gates and region.eps > 0 else 0):
         here = best.point.reshape(1, -1, inputs).expand(tries, -1, -1)
-        corner = edges.draw(3 * tries, generator)[::3]
+        corner = edges.corners(tries, generator)
         share = 0.5 ** (step + 1)
         thrown = torch.rand(here.shape, generator=generator, dtype=torch.float64).to(here.device) < share
         there = edges.nearest(torch.where(thrown, corner, here))

@@ -122,8 +122,8 @@ def build(config: BuildConfig, chooser: Chooser | None = None) -> Run:
     require_toolchain(config.board, config.toolchain)  # before an hour of training, not after
     with Run.create(config.out, job="build", config=config, seed=config.seed, resume=config.resume) as run:
         with run.step("load data") as step:
-            data = _load(config, config.image_size)
-            digest = _digest(data)
+            data = load_data(config, config.image_size)
+            digest = data_digest(data)
             if step.done and step.result["digest"] != digest:
                 raise ConfigError(
                     f"{run.path} cannot be resumed: the images of '{config.data}' are not those it was begun with, so training "
@@ -136,7 +136,7 @@ def build(config: BuildConfig, chooser: Chooser | None = None) -> Run:
             step.save(asdict(choice))
         run.artifact("design.json").write_text(choice.design + "\n")
         if choice.image_size != data.input_shape[1]:
-            data = _load(config, choice.image_size)
+            data = load_data(config, choice.image_size)
         _say(config, f"{choice.found().structure}: {choice.macs:,} MACs, {choice.params:,} parameters")
         with run.step("train") as step:
             model, history = _train(config, data, choice, run)
@@ -153,7 +153,8 @@ def _say(config: BuildConfig, line: str) -> None:
         print(line, flush=True)
 
 
-def _load(config: BuildConfig, image_size: int | None) -> ImageData:
+def load_data(config: BuildConfig, image_size: int | None) -> ImageData:
+    """The images of a config, at its own size or another; ``None`` is the data's own, doubled until it is 16 or more."""
     from lilliput.data import load_images
 
     options: dict[str, Any] = {
@@ -172,7 +173,7 @@ def _load(config: BuildConfig, image_size: int | None) -> ImageData:
     return data if rows == columns == side else load_images(config.data, image_size=side, **options)
 
 
-def _digest(data: ImageData) -> str:
+def data_digest(data: ImageData) -> str:
     """Hash of all three splits, images and labels in their order."""
     import hashlib
 

@@ -6,19 +6,19 @@ The network is what a finished build left, or a file of ``torch.export``.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from lilliput.errors import ConfigError, DataError, GraphError
+from lilliput.errors import ConfigError
 from lilliput.evidence import Evidence, Run
 
 if TYPE_CHECKING:
     import torch
 
-    from lilliput.graph import Graph
+    from lilliput.jobs.certify_subject import Subject
 
 Clip = tuple[float, float]
 
@@ -30,7 +30,8 @@ class CertifyConfig:
     Examples:
         lilliput certify runs/digits --center test:0 --eps 8/255 --out runs/cert
         lilliput certify net.pt2 --center x.npy --eps 0.05 --norm 2 --out runs/cert
-        lilliput certify net.pt2 --center zeros --eps 0.1 --method ibp --time 60 --out runs/cert
+        lilliput certify net.pt2 --center zeros --eps 0.1 --outputs margins --method bab --time 60 --out runs/cert
+        lilliput certify runs/digits --center test:3 --eps 2/255 --radius --out runs/cert
     """
 
     model: Positional[str]
@@ -50,7 +51,9 @@ class CertifyConfig:
     method: str = "crown"
     """A name of lilliput.certify.METHODS, from product, the loosest and quickest; an unknown one lists them."""
     time: float = 30.0
-    """Seconds, for methods that refine until they are over."""
+    """Seconds, for methods that refine until they are over; a radius takes at most as many again."""
+    radius: bool = False
+    """Certify a radius too: how far the center can be moved before the class that the network gives it could change."""
     seed: int = 0
     """Of the search for points."""
     resume: bool = False
@@ -59,7 +62,7 @@ class CertifyConfig:
     """Print nothing but the result."""
 
     def __post_init__(self) -> None:
-        self.radius()  # refuses what is no number
+        self.eps_value()  # refuses what is no number
         self.range(is_build=True)
         if not (math.isfinite(self.time) and self.time > 0):
             raise ConfigError(f"time={self.time}: must be seconds above 0; try time=30")
@@ -68,7 +71,7 @@ class CertifyConfig:
         if not self.out:
             raise ConfigError("out='': must name a directory; try out='runs/cert'")
 
-    def radius(self) -> float:
+    def eps_value(self) -> float:
         """``eps`` as a number."""
         return parse_fraction("eps", self.eps)
 
@@ -104,21 +107,6 @@ def parse_fraction(name: str, text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network, with what its run knows about its inputs."""
-
-    graph: Graph
-    name: str
-    build: Run | None
-    digest: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one input, without the batch."""
-        return self.graph.shape(self.graph.inputs[0])[1:]
-
-
-@dataclass(frozen=True)
 class Certified:
     """Everything that was found, as the report needs it."""
 
@@ -140,6 +128,8 @@ class Certified:
     undecided: int
     units: int
     seconds: float
+    radius: dict[str, Any] | None
+    """Of the step "radius", if it was asked for."""
 
 
 def certify(config: CertifyConfig) -> Run:
@@ -155,13 +145,14 @@ def certify(config: CertifyConfig) -> Run:
     """
     from lilliput.certify import METHODS
     from lilliput.jobs import certify_report
+    from lilliput.jobs.certify_subject import load_center, load_subject
 
     if config.method not in METHODS:
         raise ConfigError(f"method='{config.method}': must be one of {', '.join(METHODS)}")
     with Run.create(config.out, job="certify", config=config, seed=config.seed, resume=config.resume) as run:
         with run.step("load network") as step:
             subject = load_subject(config.model)
-            center, where = _center(config, subject)
+            center, where = load_center(config.center, subject)
             known = {"network": subject.digest, "center": _digest(center)}
             if step.done and step.result != known:
                 raise ConfigError(
@@ -187,124 +178,6 @@ def show(config: CertifyConfig, run: Run) -> None:
     print(f"report: {run.path / 'report.html'}")
 
 
-def load_subject(given: str) -> Subject:
-    """The network of a finished build, or of a file of ``torch.export``.
-
-    Raises:
-        DataError: neither.
-        GraphError: the network cannot be traced, or was exported with a batch other than 1.
-    """
-    path = Path(given)
-    if path.is_dir():
-        return _of_build(path)
-    if not path.is_file():
-        raise DataError(f"{given}: there is no such file or run; give a finished build, or a file of torch.export.save")
-    return _of_export(path)
-
-
-def _of_build(path: Path) -> Subject:
-    import torch
-    from safetensors.torch import load_file
-
-    from lilliput.certify import model_hash
-    from lilliput.design import Design
-    from lilliput.graph import trace
-
-    run = Run.load(path)
-    files = [path / "artifacts" / name for name in ("design.json", "model.safetensors")]
-    if run.job != "build" or not all(file.is_file() for file in files):
-        raise DataError(f"{path}: is a run of '{run.job}' that keeps no trained network; give a finished build")
-    design, weights = Design.from_json(files[0].read_text()), load_file(files[1])
-    # The classifier's bias is the last tensor of the network: as many classes as it has numbers.
-    classes = len(weights[next(reversed(design.build().state_dict()))])
-    model = design.build(classes)
-    model.load_state_dict(weights)
-    side = design.space.image_size
-    graph = trace(model.eval(), torch.zeros(1, design.space.channels, side, side))
-    return Subject(graph, path.resolve().name, run, model_hash(graph))
-
-
-def _of_export(path: Path) -> Subject:
-    import torch
-
-    from lilliput.certify import model_hash
-    from lilliput.graph import trace
-
-    try:
-        program = torch.export.load(path)
-    except Exception as error:  # whatever a file that is none of torch.export's makes it raise
-        raise DataError(f"{path}: cannot be read as a file of torch.export.save ({type(error).__name__})") from error
-    names = program.graph_signature.user_inputs
-    inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
-        raise GraphError(f"{path}: has {len(inputs)} inputs; must have one tensor; wrap it in a module that takes one")
-    batch, *shape = (int(size) if isinstance(size, int) else None for size in inputs[0].shape)
-    if batch not in (1, None) or None in shape:
-        raise GraphError(
-            f"{path}: was exported with input {list(inputs[0].shape)}; the first axis must be a batch of 1 (or dynamic) and the others "
-            "fixed; export it with an example of batch 1"
-        )
-    example = torch.zeros((1, *(size for size in shape if size is not None)), dtype=inputs[0].dtype)
-    graph = trace(program.module(), example, name=path.stem)
-    return Subject(graph, path.stem, None, model_hash(graph))
-
-
-def _center(config: CertifyConfig, subject: Subject) -> tuple[torch.Tensor, str]:
-    """The centre, (*input shape), and in words what it is."""
-    import torch
-
-    given = config.center or ("zeros" if subject.build is None else "test:0")
-    if given == "zeros":
-        return torch.zeros(subject.shape), "zeros"
-    if given.startswith("test:"):
-        return _test_image(given, subject)
-    return _from_file(given, subject), given
-
-
-def _test_image(given: str, subject: Subject) -> tuple[torch.Tensor, str]:
-    if subject.build is None:
-        raise ConfigError(f"center='{given}': only a build has test images; give zeros or a .npy file")
-    data = build_data(subject)
-    number = given.removeprefix("test:")
-    if not number.isdigit() or int(number) >= len(data.test):
-        raise ConfigError(f"center='{given}': must be test:0 to test:{len(data.test) - 1}")
-    images, labels = data.test.tensors()
-    truth = data.class_names[int(labels[int(number)])]
-    return images[int(number)], f"test image {number} of {data.name} (class {truth})"
-
-
-def build_data(subject: Subject) -> Any:
-    """The images that the build was made with, at the size that its network takes."""
-    from lilliput.data import load_images
-
-    assert subject.build is not None
-    config = subject.build.config
-    options = {name: config[name] for name in ("channels", "seed", "limit")}
-    return load_images(config["data"], image_size=subject.shape[1], progress=False, **options)
-
-
-def _from_file(given: str, subject: Subject) -> torch.Tensor:
-    import numpy as np
-    import torch
-
-    try:
-        values = np.load(given, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"center='{given}': cannot be read as a .npy file ({type(error).__name__}); give zeros, or a file"
-        ) from error
-    if values.dtype.kind not in "fiu":
-        raise DataError(f"center='{given}': is of {values.dtype}; must be numbers")
-    if [size for size in values.shape if size != 1] != [size for size in subject.shape if size != 1]:
-        raise DataError(
-            f"center='{given}': has shape {list(values.shape)}; the network takes {list(subject.shape)}, channels first"
-        )
-    scale = (
-        255 if values.dtype == np.uint8 and subject.build is not None else 1
-    )  # pixels, as a build's network sees them
-    return torch.from_numpy(values.reshape(subject.shape).astype(np.float64) / scale)
-
-
 def _digest(center: torch.Tensor) -> str:
     import hashlib
 
@@ -316,6 +189,7 @@ def _bound(config: CertifyConfig, run: Run, subject: Subject, center: torch.Tens
     import torch
 
     from lilliput.certify import METHODS, local_lipschitz, lower
+    from lilliput.jobs.certify_subject import class_names
 
     clip = config.range(is_build=subject.build is not None)
     outputs, _ = lower(subject.graph).run(center[None].double())
@@ -325,13 +199,13 @@ def _bound(config: CertifyConfig, run: Run, subject: Subject, center: torch.Tens
     with run.step("bound") as step:
         if not step.done:
             result = local_lipschitz(
-                subject.graph, center, config.radius(), method=config.method, time_limit=config.time, **options
+                subject.graph, center, config.eps_value(), method=config.method, time_limit=config.time, **options
             )
             low, high = result.jacobian_bounds()
             np.savez(run.artifact("jacobian.npz"), lower=low.numpy(), upper=high.numpy())
             np.save(run.artifact("witness.npy"), result.witness.numpy())
             loosest = next(iter(METHODS))
-            product = local_lipschitz(subject.graph, center, config.radius(), method=loosest, **options)
+            product = local_lipschitz(subject.graph, center, config.eps_value(), method=loosest, **options)
             step.save(
                 {
                     "upper": result.per_output.tolist(),
@@ -344,17 +218,46 @@ def _bound(config: CertifyConfig, run: Run, subject: Subject, center: torch.Tens
     with run.step("neurons") as step:
         if not step.done:
             step.save(_neurons(config, subject, center, clip))
+    if config.radius:
+        with run.step("radius") as step:
+            if not step.done:
+                step.save(_radius(config, subject, center, said, clip))
     found, neurons = run.result("bound"), run.result("neurons")
     steepest = int(np.argmax(found["upper"]))
     with np.load(run.artifact("jacobian.npz")) as kept:
         elements = [torch.from_numpy(kept[name][steepest]).reshape(subject.shape) for name in ("lower", "upper")]
-    names = _class_names(subject, outputs.shape[1])
+    names = class_names(subject, outputs.shape[1])
     others = [f"{names[said]} less {name}" for index, name in enumerate(names) if index != said]
     return Certified(
         subject, center, where, others if config.outputs == "margins" else names, found["upper"], found["lower"],
         (found["loosest"][0], found["loosest"][1]), found["status"], found["trace"], (elements[0], elements[1]),
         [(name, low, high) for name, low, high in neurons["widest"]], neurons["undecided"], neurons["units"], run.steps["bound"].seconds,
+        {**run.result("radius"), "class": names[said]} if config.radius else None,
     )  # fmt: skip
+
+
+def _radius(
+    config: CertifyConfig, subject: Subject, center: torch.Tensor, said: int, clip: Clip | None
+) -> dict[str, Any]:
+    """Radii by the method and by the oldest one, and whether time was over."""
+    from lilliput.certify import METHODS, certified_radius
+
+    # Where the ball holds the whole range of the data there is nothing further; without a range, as if it were 1 wide.
+    width = 1.0 if clip is None else clip[1] - clip[0]
+    most = width * center.numel() ** {"inf": 0.0, "2": 0.5, "1": 1.0}[config.norm]
+    options: dict[str, Any] = {"norm": config.norm, "max_eps": most, "clip": clip, "seed": config.seed}
+    loosest = next(iter(METHODS))
+    before = time.perf_counter()
+    radius = certified_radius(
+        subject.graph, center, said, method=config.method, total_time_limit=config.time, **options
+    )
+    is_time_over = time.perf_counter() - before >= config.time
+    return {
+        "certified": radius,
+        "loosest": [loosest, certified_radius(subject.graph, center, said, method=loosest, **options)],
+        "is_time_over": is_time_over,
+        "most": most,
+    }
 
 
 def _neurons(config: CertifyConfig, subject: Subject, center: torch.Tensor, clip: Clip | None) -> dict[str, Any]:
@@ -365,7 +268,7 @@ def _neurons(config: CertifyConfig, subject: Subject, center: torch.Tensor, clip
 
     network = lower(subject.graph)
     sources = {node.name: node.source for node in subject.graph.nodes}
-    region = Region.ball(center.double().flatten()[None], config.radius(), config.norm, clip)
+    region = Region.ball(center.double().flatten()[None], config.eps_value(), config.norm, clip)
     with torch.no_grad():
         known = preactivations(network, region)
         slopes = known.slopes(network)
@@ -386,17 +289,6 @@ def _neurons(config: CertifyConfig, subject: Subject, center: torch.Tensor, clip
     return {"widest": widest, "undecided": undecided, "units": sum(network.units(i) for i in range(len(network.gates)))}
 
 
-def _class_names(subject: Subject, outputs: int) -> list[str]:
-    if subject.build is not None:
-        try:
-            names = [str(name) for name in build_data(subject).class_names]
-        except DataError:  # the images are elsewhere by now; their names are a nicety
-            names = []
-        if len(names) == outputs:
-            return names
-    return [f"output {index}" for index in range(outputs)]
-
-
 def _record(run: Run, config: CertifyConfig, made: Certified) -> None:
     upper, lower = max(made.upper), max(made.lower)
     ball = f"l_{config.norm} ball of radius {config.eps} around {made.where}"
@@ -412,3 +304,11 @@ def _record(run: Run, config: CertifyConfig, made: Certified) -> None:
         Evidence("neurons.all", made.units, "neurons", "counted", source="inputs of all gates"),
         Evidence("bound.seconds", made.seconds, "seconds", "measured", n=1, source=f"method {config.method}, with its elements"),
     )  # fmt: skip
+    if made.radius is None:
+        return
+    what = f"l_{config.norm} around {made.where}, class '{made.radius['class']}'"
+    name, radius = made.radius["loosest"]
+    run.record(
+        Evidence("radius.certified", made.radius["certified"], "units of input", "proved", source=what, detail=how),
+        Evidence(f"radius.{name}", radius, "units of input", "proved", source=f"method '{name}', for comparison"),
+    )

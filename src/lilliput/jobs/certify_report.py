@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lilliput.evidence import EvidenceTable, Figure, Run, Section, Table, Text, charts
 from lilliput.evidence.numbers import grouped
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 20
 _MOST_CELLS = 32
+_EXACT = 1e-9
+"""Relative gap that is rounding and no more."""
 
 
 def write(run: Run, config: CertifyConfig, made: Certified) -> None:
@@ -21,7 +23,15 @@ def write(run: Run, config: CertifyConfig, made: Certified) -> None:
     upper, lower = max(made.upper), max(made.lower)
     steepest = made.labels[made.upper.index(upper)]
     share = (upper - lower) / upper if upper else 0.0
+    met = f"{grouped(lower)} was met, so the bound is at most {share:.1%} too large"
+    if share <= _EXACT:
+        met = "a point meets it, so the bound is exact"
     sections = [_bounds(run, config, made), _neurons(made)]
+    kept = ""
+    if made.radius is not None:
+        sections.insert(1, _radius(config, made, made.radius))
+        if made.radius["certified"] > 0:
+            kept = f"; no change of up to {grouped(made.radius['certified'])} takes it out of class '{made.radius['class']}'"
     picture = _elements(made, steepest)
     if picture is not None:
         sections.append(picture)
@@ -29,9 +39,14 @@ def write(run: Run, config: CertifyConfig, made: Certified) -> None:
         sections,
         title=f"{made.subject.name} around {made.where}",
         verdict=f"proved: within l_{config.norm} distance {config.eps} no output changes faster than {grouped(upper)} per unit of input; "
-        f"{grouped(lower)} was met, so the bound is at most {share:.1%} too large",
+        f"{met}{kept}",
         holds=True,
-        highlights=["lipschitz.upper", "lipschitz.lower", "lipschitz.gap", "bound.seconds"],
+        highlights=[
+            "lipschitz.upper",
+            "lipschitz.lower",
+            "radius.certified" if made.radius else "lipschitz.gap",
+            "bound.seconds",
+        ],
     )
 
 
@@ -66,6 +81,35 @@ def _bounds(run: Run, config: CertifyConfig, made: Certified) -> Section:
         f"Norm: l_{config.norm}, radius {config.eps}, around {made.where}, method `{config.method}` (status: {made.status}). "
         "A proved bound holds for every point of the ball, in exact arithmetic with the stored weights.",
         blocks,
+    )
+
+
+def _radius(config: CertifyConfig, made: Certified, found: dict[str, Any]) -> Section:
+    radius, (name, loosest) = found["certified"], found["loosest"]
+    words = (
+        f"Within l_{config.norm} distance {grouped(radius)} of {made.where} the network gives no other class than '{found['class']}': "
+        "proved in exact arithmetic with the stored weights, from how much each margin can lose on the way."
+    )
+    if radius == 0:
+        words = (
+            f"No radius could be certified: two classes tie at {made.where}, or the bounds are too loose for any step."
+        )
+    elif radius >= found["most"] * (1 - 1e-6):
+        words += " The search ends there."
+    if found["is_time_over"]:
+        words += f" The {config.time:g} s were over, so a longer search may show more."
+    bars = {config.method: radius, name: loosest}
+    figure = Figure(
+        charts.columns(bars, "certified radius, units of input"),
+        "Beside the oldest method",
+        "; ".join(f"{method}: {grouped(value)}" for method, value in bars.items()),
+        f"Method `{name}` multiplies the layers' operator norms.",
+    )
+    return Section(
+        "radius",
+        "Certified radius",
+        words,
+        [figure, EvidenceTable("The figures", ["radius.certified", f"radius.{name}"])],
     )
 
 
