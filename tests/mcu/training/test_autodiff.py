@@ -4,15 +4,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lilliput.errors import UnsupportedOpError
 from lilliput.mcu.training import autodiff as autodiff_module
 from lilliput.mcu.training import graph as t
 from lilliput.mcu.training import interpreter
+from lilliput.mcu.training.arithmetic import gradient_bits
 from lilliput.mcu.training.autodiff import autodiff, backward_ops
 from lilliput.mcu.training.cut import Cut, cut
 from lilliput.mcu.training.dead_code import remove_dead_code
-from lilliput.mcu.training.forward import forward, new_head
+from lilliput.mcu.training.float_mode import FloatMode
+from lilliput.mcu.training.forward import forward, head_with_one_scale, new_head
 from lilliput.mcu.training.optimizer import SGD
 from lilliput.mcu.training.update_plan import UpdatePlan, head_of, weighted_layers
 from lilliput.quantize.qgraph import QuantizedGraph
@@ -214,3 +217,51 @@ def test_a_tensor_whose_gradient_is_known_only_in_part_is_not_trained_through() 
 
 def _uncut(qgraph: QuantizedGraph) -> Cut:
     return Cut(None, qgraph.input, qgraph.ops[: qgraph.ops.index(head_of(qgraph)) + 1])
+
+
+@pytest.mark.parametrize("name", ["3x3", "grouped", "depthwise 3x3", "residual", "fan-out of three", "flattened"])
+def test_integer_gradients_are_those_of_the_published_simulation(name: str) -> None:
+    """Two implementations that share nothing: integers with shifts here, float64 autograd with rounded codes there."""
+    qgraph = quantized(name)
+    plan = UpdatePlan.full(qgraph)
+    optimizer = SGD(LR)
+    program = remove_dead_code(
+        autodiff(forward(qgraph, cut(qgraph, plan), plan, optimizer, head_with_one_scale(qgraph)), optimizer)
+    )
+    simulation = FloatMode(qgraph, plan, head="integer", dtype=torch.float64)
+    head = head_of(qgraph).name
+    for label, x in enumerate(images(qgraph, 3)):
+        run = interpreter.train_step(program, interpreter.State.start(program), x, label, 2**15)
+        loss, gradients = simulation.gradients(x[None], [label])
+        assert run.loss_q16 / 2**16 == pytest.approx(loss, abs=0.02)
+        for parameter, expected in gradients.items():
+            ours = parameter.replace("head", head)
+            unit = program.buffers[f"d.{program.logits}"].unit if parameter.startswith("head") else 1.0
+            found = run.values[f"d.{ours}"].reshape(-1) * 2.0 ** run.exponents[f"d.{ours}"] * unit
+            theirs = expected.numpy()
+            theirs = np.moveaxis(theirs, 1, -1).reshape(-1) if theirs.ndim == 4 else theirs.reshape(-1)
+            # their forward pass rounds halves to even, ours as TensorFlow Lite does: now and then a code differs
+            assert found @ theirs / (np.linalg.norm(found) * np.linalg.norm(theirs)) >= 0.998
+            assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(theirs), rel=0.03)
+
+
+WINDOWS = [(1, 1, 1), (3, 1, 1), (3, 2, 1), (5, 2, 1), (3, 2, 2), (5, 4, 2), (4, 3, 2), (2, 3, 1)]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), WINDOWS)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_no_sum_of_an_input_gradient_leaves_32_bits(kernel: int, stride: int, dilation: int, groups: int) -> None:
+    """With the largest weights and mantissas everywhere, the largest sum is what the compiler took it to be, and fits."""
+    size, out = 20, 64
+    span = (size - 1 - dilation * (kernel - 1)) // stride + 1
+    layer = t.Layer(
+        name="wide", source="", qop=weighted_layers(quantized("3x3"))[0], input_shape=(size, size, 4),
+        output_shape=(span, span, out), weight=np.full((out, kernel, kernel, 4 // groups), 127, dtype=np.int8),
+        bias=np.zeros(out, dtype=np.int32), input_zero_point=0, input_scale=1.0, weight_scale=np.ones(out),
+        stride=(stride, stride), dilation=(dilation, dilation), groups=groups,
+    )  # fmt: skip
+    bits = gradient_bits(layer.products)
+    largest = np.full(layer.output_shape, 2.0**bits - 1)
+    total = interpreter.correlate_transposed(layer, largest, layer.weight).max()
+    assert total == 127 * (2**bits - 1) * layer.products
+    assert total < 2**31

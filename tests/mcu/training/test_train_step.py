@@ -249,3 +249,16 @@ def test_steps_of_a_real_network_keep_every_number_in_its_range() -> None:
         assert master.dtype == parameter.initial.dtype
         assert np.abs(master.astype(np.int64)).max() <= (127 * 256 if parameter.role == "weight" else 2**30 - 1)
     assert any(isinstance(op, t.Keep) for op in step.program.ops)
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "flattened"])
+def test_logits_of_a_batch_are_the_programs_own(name: str) -> None:
+    """Inference on many samples runs the updated network; it gives what the training program's forward half gives."""
+    qgraph = quantized(name)
+    step = compile_training(qgraph, UpdatePlan.full(qgraph), num_classes=3, optimizer=SGD(0.3))
+    x = np.random.default_rng(0).integers(-128, 128, (6, 7, 7, 3), dtype=np.int8)
+    state = step.simulate(x, np.arange(6) % 3).state
+    expected = [interpreter.logits(step.program, state, codes) for codes in step.cut_codes(x)]
+    assert np.array_equal(step.logits(x, state), expected)
+    assert not np.array_equal(step.logits(x, state), step.logits(x))
+    assert np.array_equal(step.predict(x, state), np.argmax(expected, axis=1))

@@ -1,6 +1,20 @@
 """Training on the device: what is updated, the integer graph of one step, and how the choice is searched."""
 
+from lilliput.mcu.training.interpreter import State
+from lilliput.mcu.training.memory_report import MemoryReport
 from lilliput.mcu.training.optimizer import SGD
+from lilliput.mcu.training.rate import warmup_cosine
+from lilliput.mcu.training.train_step import TrainingLog, TrainStep, compile_training
 from lilliput.mcu.training.update_plan import LayerUpdate, UpdatePlan
 
-__all__ = ["SGD", "LayerUpdate", "UpdatePlan"]
+__all__ = [
+    "SGD",
+    "LayerUpdate",
+    "MemoryReport",
+    "State",
+    "TrainStep",
+    "TrainingLog",
+    "UpdatePlan",
+    "compile_training",
+    "warmup_cosine",
+]

@@ -335,13 +335,9 @@ def _bias_factors(walk: _Walk, layer: t.Layer, unit: float) -> t.StepFactors:
 
 
 def _factors(walk: _Walk, layer: t.Layer, scale: np.ndarray, fraction_bits: int, unit: float) -> t.StepFactors:
-    is_head = layer.name == _head_name(walk.program)
+    is_head = layer.name == walk.program.head.name
     scaling = scale**-2.0 if walk.optimizer.qas or is_head else np.ones_like(scale)
     return t.StepFactors(*step_factors(walk.optimizer.lr * scaling * unit * 2.0**fraction_bits))
-
-
-def _head_name(program: t.Program) -> str:
-    return next(op.layer.name for op in program.ops if isinstance(op, t.ConvSum) and op.outputs == (program.logits,))
 
 
 def backward_ops(program: t.Program) -> Iterable[t.Op]:

@@ -37,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -164,8 +164,13 @@ class Layer:
 
     @property
     def products(self) -> int:
-        """Most products that meet in one element of the input's gradient: output channels of a group times taps on a pixel."""
-        taps = [-(-kernel // stride) for kernel, stride in zip(self.kernel, self.stride, strict=True)]
+        """Most products that meet in one element of the input's gradient: output channels of a group times taps on a pixel.
+
+        Along an axis, tap i of a pixel's windows counts where pixel - i * dilation is a multiple of the stride: every
+        stride / gcd(stride, dilation)-th of them.
+        """
+        every = [stride // gcd(stride, dilation) for stride, dilation in zip(self.stride, self.dilation, strict=True)]
+        taps = [-(-kernel // each) for kernel, each in zip(self.kernel, every, strict=True)]
         return self.weight.shape[0] // self.groups * prod(taps)
 
     @property
@@ -455,6 +460,11 @@ class Program:
     """In the order in which weights are hashed and saved: layers as they run, weights before biases, the head last."""
     ops: tuple[Op, ...]
     layers: Mapping[str, Layer] = field(default_factory=dict)
+
+    @property
+    def head(self) -> Layer:
+        """The last layer: its sums are the logits."""
+        return next(op.layer for op in self.ops if isinstance(op, ConvSum) and op.outputs == (self.logits,))
 
     @property
     def parameter_bytes(self) -> int:

@@ -36,7 +36,7 @@ from lilliput.mcu.training.refusal import too_much_flash, too_much_sram
 from lilliput.mcu.training.reorder import reorder as bring_steps_forward
 from lilliput.mcu.training.update_plan import UpdatePlan
 from lilliput.mcu.training.verify import verify
-from lilliput.quantize.qgraph import QuantizedGraph
+from lilliput.quantize.qgraph import Conv2d, Linear, QOp, QuantizedGraph
 
 LOSSES = ("cross_entropy",)
 
@@ -133,14 +133,42 @@ class TrainStep:
     def logits(self, x: Any, state: State | None = None) -> Int64[np.ndarray, "batch classes"]:
         """The head's sums, int32 on the device, for a batch; :meth:`simulate` says what ``x`` may be."""
         state = self.start() if state is None else state
-        return np.stack([interpreter.logits(self.program, state, codes) for codes in self.cut_codes(x)])
+        network, head = self.network(state), self.program.head
+        features = network.run(self._codes(x))
+        assert isinstance(features, np.ndarray)
+        centred = features.reshape(len(features), -1).astype(np.int64) - head.input_zero_point
+        weights = interpreter.weights(head, state).reshape(self.num_classes, -1).astype(np.int64)
+        return centred @ weights.T + interpreter.biases(head, self.program, state)
 
     def predict(self, x: Any, state: State | None = None) -> Int64[np.ndarray, " batch"]:
         """The class with the largest logit, the first of equals."""
         return self.logits(x, state).argmax(axis=1)
 
+    def network(self, state: State) -> QuantizedGraph:
+        """The network as it is now, from the image to the features that the head reads: for inference on many samples at once."""
+        head = self.program.head
+        ops = self.qgraph.ops[: next(index for index, op in enumerate(self.qgraph.ops) if op.name == head.name)]
+        now: list[QOp] = []
+        for op in ops:
+            layer = self.program.layers.get(op.name)
+            if isinstance(op, (Conv2d, Linear)) and layer is not None:
+                bias = interpreter.biases(layer, self.program, state)
+                op = replace(op, weight=interpreter.weights(layer, state).reshape(op.weight.shape), bias=bias)
+            now.append(op)
+        names = {self.qgraph.input, *(op.name for op in now)}
+        tensors = {name: tensor for name, tensor in self.qgraph.tensors.items() if name in names}
+        return QuantizedGraph(self.qgraph.name, self.qgraph.input, head.qop.inputs, tensors, tuple(now))
+
     def cut_codes(self, x: Any) -> Int8[np.ndarray, "batch ..."]:
         """What the frozen prefix makes of a batch."""
+        codes = self._codes(x)
+        if self.prefix is None:
+            return codes
+        result = self.prefix.whole.run(codes)
+        assert isinstance(result, np.ndarray)
+        return result
+
+    def _codes(self, x: Any) -> Int8[np.ndarray, "batch ..."]:
         values = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
         codes = values if values.dtype == np.int8 else self.qgraph.quantize_input(values)
         shape = self.qgraph.tensors[self.qgraph.input].shape
@@ -149,11 +177,7 @@ class TrainStep:
                 f"training '{self.qgraph.name}': int8 samples have shape {list(codes.shape)}; must be "
                 f"(batch, {', '.join(map(str, shape))}), channels last, at least one"
             )
-        if self.prefix is None:
-            return codes
-        result = self.prefix.whole.run(codes)
-        assert isinstance(result, np.ndarray)
-        return result
+        return codes
 
     def _labels(self, y: Any, count: int) -> Int64[np.ndarray, " batch"]:
         labels = np.asarray(y.detach().cpu() if hasattr(y, "detach") else y)
