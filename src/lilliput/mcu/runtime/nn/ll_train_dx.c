@@ -1,0 +1,86 @@
+/* Gradient of a convolution with respect to its input: for each input pixel, the gradients of the outputs that saw it, times the weights.
+ *
+ * Four input channels at a time; their weights widened once into a panel in scratch: for each place of the kernel and each two output
+ * channels o the halfword pairs (o0,o1) of the four input channels, four words. Scratch: places * ceil(out / 2) * 4 words.
+ */
+#include "ll_train_arith.h"
+
+void ll_train_shift_more(int16_t *values, uint32_t rows, uint32_t width, uint32_t step, int32_t more) {
+    if (more > 15) more = 15; /* nothing is left of 15 bits */
+    for (; rows; rows--, values += step)
+        for (uint32_t i = 0; i < width; i++) values[i] = (int16_t)ll_truncate(values[i], more);
+}
+
+static LL_NOINLINE void ll_widen(const ll_train_group *g, uint32_t in, uint32_t *panel) {
+    const uint32_t first = ll_selected_below(g, in, 0), last = ll_selected_below(g, in + 4, first);
+    for (uint32_t tap = 0; tap < g->taps; tap++)
+        for (uint32_t out = 0; out < g->out_c; out += 2, panel += 4) {
+            const uint32_t even = ll_weights4(g, out * g->taps + tap, in, first, last);
+            const uint32_t odd = out + 1 < g->out_c ? ll_weights4(g, (out + 1) * g->taps + tap, in, first, last) : 0;
+            panel[0] = ll_lows(ll_evens(even), ll_evens(odd)), panel[1] = ll_lows(ll_odds(even), ll_odds(odd));
+            panel[2] = ll_highs(ll_evens(even), ll_evens(odd)), panel[3] = ll_highs(ll_odds(even), ll_odds(odd));
+        }
+}
+
+typedef struct {
+    int32_t of[4];
+} ll_sums;
+
+LL_INLINE void ll_step4(uint32_t pair, const uint32_t *panel, ll_sums *s) {
+    for (int c = 0; c < 4; c++) s->of[c] = ll_smlad(panel[c], pair, s->of[c]);
+}
+
+/* Gradients of one output pixel. */
+LL_INLINE void ll_run4(const int16_t *gradient, uint32_t count, const uint32_t *panel, ll_sums *sums) {
+    ll_sums s = *sums;
+    for (; count >= 2; count -= 2, gradient += 2, panel += 4) ll_step4(ll_load4(gradient), panel, &s);
+    if (count) ll_step4((uint16_t)gradient[0], panel, &s);
+    *sums = s;
+}
+
+static LL_NOINLINE ll_sums ll_pixel(const ll_train_layer *l, const ll_train_group *g, const int16_t *gradient,
+                                    const uint32_t *panel, int32_t y, int32_t x) {
+    const uint32_t tap_words = 4 * ((g->out_c + 1) / 2);
+    ll_sums s = {{0, 0, 0, 0}};
+    for (int32_t i = 0; i < l->kernel_h; i++) { /* y = out_y * stride + i * dilation - pad */
+        const int32_t down = y + l->pad_top - i * l->dilation_h, out_y = down / l->stride_h;
+        if (down < 0 || out_y >= l->out_h || out_y * l->stride_h != down) continue;
+        for (int32_t j = 0; j < l->kernel_w; j++) {
+            const int32_t right = x + l->pad_left - j * l->dilation_w, out_x = right / l->stride_w;
+            if (right < 0 || out_x >= l->out_w || out_x * l->stride_w != right) continue;
+            const int16_t *from = gradient + (ptrdiff_t)(out_y * l->out_w + out_x) * l->out_c + g->out_first;
+            ll_run4(from, g->out_c, panel + (uint32_t)(i * l->kernel_w + j) * tap_words, &s);
+        }
+    }
+    return s;
+}
+
+int32_t ll_train_conv_dx(const ll_train_layer *layer, const int16_t *gradient, int16_t *output, void *scratch, int32_t exponent) {
+    const ll_train_layer *l = layer;
+    const uint32_t pixels = (uint32_t)l->in_h * l->in_w;
+    uint32_t selected = 0;
+    int32_t shift = 0;
+    for (uint32_t i = 0; i < l->groups; i++) {
+        const ll_train_group g = ll_group_at(l, i, selected);
+        selected += g.selected;
+        for (uint32_t in = 0; in < g.in_c; in += 4) {
+            const uint32_t count = g.in_c - in < 4 ? g.in_c - in : 4, channel = g.in_first + in;
+            int16_t *to = output + channel;
+            ll_widen(&g, in, scratch);
+            for (int32_t y = 0; y < l->in_h; y++)
+                for (int32_t x = 0; x < l->in_w; x++, to += l->in_c) {
+                    const ll_sums s = ll_pixel(l, &g, gradient, scratch, y, x);
+                    uint32_t large = 0;
+                    for (uint32_t k = 0; k < count; k++) large |= ll_magnitude(s.of[k]);
+                    const int32_t more = ll_bit_length(large) - LL_GRADIENT_BITS - shift;
+                    if (more > 0) {
+                        ll_train_shift_more(output, pixels, channel, l->in_c, more);
+                        ll_train_shift_more(output + channel, (uint32_t)(y * l->in_w + x), count, l->in_c, more);
+                        shift += more;
+                    }
+                    for (uint32_t k = 0; k < count; k++) to[k] = (int16_t)ll_truncate(s.of[k], shift);
+                }
+        }
+    }
+    return exponent + shift;
+}
