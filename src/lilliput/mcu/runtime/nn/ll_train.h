@@ -41,14 +41,6 @@ typedef struct {
 } ll_train_conv_params;
 
 typedef struct {
-    int32_t zero_point[3]; /* first, second, output */
-    int32_t multiplier[3];
-    int32_t shift[3];
-    int8_t lower, upper;
-    uint32_t count;
-} ll_train_add_params;
-
-typedef struct {
     uint32_t pixels, channels;
     const uint16_t *selection;
     uint16_t selected;
@@ -107,7 +99,7 @@ typedef struct {
 void ll_train_conv(const ll_train_conv_params *params, const int8_t *input, int8_t *output, uint8_t *mask, void *scratch);
 void ll_train_conv_sum(const ll_train_layer *layer, const int8_t *input, int32_t *output, void *scratch);
 void ll_train_depthwise(const ll_train_conv_params *params, const int8_t *input, int8_t *output, uint8_t *mask, void *scratch);
-void ll_train_add(const ll_train_add_params *params, const int8_t *first, const int8_t *second, int8_t *output, uint8_t *mask,
+void ll_train_add(const ll_add_params *params, const int8_t *first, const int8_t *second, int8_t *output, uint8_t *mask,
                   void *scratch);
 void ll_train_mean(const ll_mean_params *params, const int8_t *input, int8_t *output, uint8_t *mask, void *scratch);
 void ll_train_keep(const ll_train_keep_params *params, const int8_t *input, int8_t *output, void *scratch);
@@ -142,6 +134,9 @@ void ll_train_bias_gradient_step(const ll_train_bias_params *params, const int16
                                  const ll_train_state *state);
 void ll_train_bias_step(const ll_train_bias_params *params, const int32_t *gradient, void *scratch, int32_t exponent,
                         const ll_train_state *state);
+
+/* Masters of int8 codes. */
+void ll_train_start_q7_8(int16_t *masters, const int8_t *codes, uint32_t count);
 
 /* CRC-32 of a saved image (IEEE 802.3, as zlib computes it). */
 uint32_t ll_train_crc32(const uint8_t *bytes, uint32_t count);

@@ -111,6 +111,44 @@ LL_INLINE void ll_taps_in(int32_t start, int32_t size, int32_t kernel, int32_t d
     if (*end < *first) *end = *first;
 }
 
+/* The way back: places of the kernel that lead from an input position to output positions, position + pad = out * stride + place * dilation.
+ * They lie `place_step` apart, the positions `out_step`; both depend on the layer alone. */
+typedef struct {
+    int32_t place_step, out_step;
+} ll_way;
+
+typedef struct {
+    int32_t place, out, count; /* the first place, its output position, and how many there are */
+} ll_back;
+
+LL_INLINE ll_way ll_way_of(int32_t stride, int32_t dilation) {
+    int32_t a = stride, b = dilation;
+    while (b) {
+        const int32_t rest = a % b;
+        a = b, b = rest;
+    }
+    const ll_way w = {stride / a, dilation / a};
+    return w;
+}
+
+LL_INLINE ll_back ll_way_back(const ll_way *w, int32_t position, int32_t stride, int32_t dilation, int32_t kernel, int32_t outputs) {
+    ll_back b = {0, 0, 0};
+    int32_t at = position; /* pad added */
+    while (at % stride) {
+        at -= dilation;
+        if (++b.place == w->place_step) return b; /* no place does */
+    }
+    b.out = at / stride;
+    if (b.out >= outputs) {
+        const int32_t skipped = (b.out - outputs) / w->out_step + 1;
+        b.out -= skipped * w->out_step, b.place += skipped * w->place_step;
+    }
+    if (b.out < 0 || b.place >= kernel) return b;
+    const int32_t by_place = (kernel - 1 - b.place) / w->place_step, by_out = b.out / w->out_step;
+    b.count = 1 + (by_place < by_out ? by_place : by_out);
+    return b;
+}
+
 /* Clamped code of a sum, and whether it was inside. */
 typedef struct {
     int32_t code;

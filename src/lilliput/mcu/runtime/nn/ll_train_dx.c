@@ -38,18 +38,21 @@ LL_INLINE void ll_run4(const int16_t *gradient, uint32_t count, const uint32_t *
     *sums = s;
 }
 
-static LL_NOINLINE ll_sums ll_pixel(const ll_train_layer *l, const ll_train_group *g, const int16_t *gradient,
-                                    const uint32_t *panel, int32_t y, int32_t x) {
+typedef struct {
+    ll_way down, across;
+} ll_ways;
+
+static LL_NOINLINE ll_sums ll_pixel(const ll_train_layer *l, const ll_train_group *g, const ll_ways *ways, const int16_t *gradient,
+                                    const uint32_t *panel, const ll_back *rows, int32_t x) {
     const uint32_t tap_words = 4 * ((g->out_c + 1) / 2);
+    const ll_back columns = ll_way_back(&ways->across, x + l->pad_left, l->stride_w, l->dilation_w, l->kernel_w, l->out_w);
     ll_sums s = {{0, 0, 0, 0}};
-    for (int32_t i = 0; i < l->kernel_h; i++) { /* y = out_y * stride + i * dilation - pad */
-        const int32_t down = y + l->pad_top - i * l->dilation_h, out_y = down / l->stride_h;
-        if (down < 0 || out_y >= l->out_h || out_y * l->stride_h != down) continue;
-        for (int32_t j = 0; j < l->kernel_w; j++) {
-            const int32_t right = x + l->pad_left - j * l->dilation_w, out_x = right / l->stride_w;
-            if (right < 0 || out_x >= l->out_w || out_x * l->stride_w != right) continue;
-            const int16_t *from = gradient + (ptrdiff_t)(out_y * l->out_w + out_x) * l->out_c + g->out_first;
-            ll_run4(from, g->out_c, panel + (uint32_t)(i * l->kernel_w + j) * tap_words, &s);
+    for (int32_t i = 0; i < rows->count; i++) {
+        const int32_t row = (rows->out - i * ways->down.out_step) * l->out_w;
+        const int32_t place = (rows->place + i * ways->down.place_step) * l->kernel_w;
+        for (int32_t j = 0; j < columns.count; j++) {
+            const int16_t *from = gradient + (ptrdiff_t)(row + columns.out - j * ways->across.out_step) * l->out_c + g->out_first;
+            ll_run4(from, g->out_c, panel + (uint32_t)(place + columns.place + j * ways->across.place_step) * tap_words, &s);
         }
     }
     return s;
@@ -58,6 +61,7 @@ static LL_NOINLINE ll_sums ll_pixel(const ll_train_layer *l, const ll_train_grou
 int32_t ll_train_conv_dx(const ll_train_layer *layer, const int16_t *gradient, int16_t *output, void *scratch, int32_t exponent) {
     const ll_train_layer *l = layer;
     const uint32_t pixels = (uint32_t)l->in_h * l->in_w;
+    const ll_ways ways = {ll_way_of(l->stride_h, l->dilation_h), ll_way_of(l->stride_w, l->dilation_w)};
     uint32_t selected = 0;
     int32_t shift = 0;
     for (uint32_t i = 0; i < l->groups; i++) {
@@ -67,9 +71,10 @@ int32_t ll_train_conv_dx(const ll_train_layer *layer, const int16_t *gradient, i
             const uint32_t count = g.in_c - in < 4 ? g.in_c - in : 4, channel = g.in_first + in;
             int16_t *to = output + channel;
             ll_widen(&g, in, scratch);
-            for (int32_t y = 0; y < l->in_h; y++)
+            for (int32_t y = 0; y < l->in_h; y++) {
+                const ll_back rows = ll_way_back(&ways.down, y + l->pad_top, l->stride_h, l->dilation_h, l->kernel_h, l->out_h);
                 for (int32_t x = 0; x < l->in_w; x++, to += l->in_c) {
-                    const ll_sums s = ll_pixel(l, &g, gradient, scratch, y, x);
+                    const ll_sums s = ll_pixel(l, &g, &ways, gradient, scratch, &rows, x);
                     uint32_t large = 0;
                     for (uint32_t k = 0; k < count; k++) large |= ll_magnitude(s.of[k]);
                     const int32_t more = ll_bit_length(large) - LL_GRADIENT_BITS - shift;
@@ -80,6 +85,7 @@ int32_t ll_train_conv_dx(const ll_train_layer *layer, const int16_t *gradient, i
                     }
                     for (uint32_t k = 0; k < count; k++) to[k] = (int16_t)ll_truncate(s.of[k], shift);
                 }
+            }
         }
     }
     return exponent + shift;

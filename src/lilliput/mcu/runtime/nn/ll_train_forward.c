@@ -1,9 +1,9 @@
 /* Element-wise forward operations that also say where they clamped, and the channels kept for a weight gradient. */
 #include "ll_train_arith.h"
 
-void ll_train_add(const ll_train_add_params *params, const int8_t *first, const int8_t *second, int8_t *output, uint8_t *mask,
+void ll_train_add(const ll_add_params *params, const int8_t *first, const int8_t *second, int8_t *output, uint8_t *mask,
                   void *scratch) {
-    const ll_train_add_params *p = params;
+    const ll_add_params *p = params;
     (void)scratch;
     for (uint32_t start = 0; start < p->count; start += 8) {
         const uint32_t count = p->count - start < 8 ? p->count - start : 8;
