@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from textwrap import dedent
+from textwrap import dedent, wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -261,7 +261,7 @@ def _model_h(code: _Code) -> str:
         #define LL_MODEL_LOGIT_SCALE {logit_scale(head)!r} /* nats that one unit of a logit stands for */
 
         #define LL_MODEL_ARENA_BYTES {code.arena_bytes}u
-        #define LL_MODEL_PARAMS_BYTES {code.layout.bytes}u /* trained tensors, as they are saved */
+        #define LL_MODEL_PARAMS_BYTES {code.layout.size_bytes}u /* trained tensors, as they are saved */
         #define LL_MODEL_STACK_BYTES {step.stack_bytes}u /* what the linker script sets aside; see README.md */
         #define LL_MODEL_RATE_ONE {RATE_ONE}u
 
@@ -294,7 +294,7 @@ def _input_h(code: _Code) -> str:
     prefix = code.step.prefix
     if prefix is not None and prefix.streams_input:
         _, width, channels = prefix.qgraph.tensors[prefix.qgraph.input].shape
-        lines = (
+        lines: tuple[str, ...] = (
             "#define LL_MODEL_STREAMS_INPUT 1",
             f"#define LL_MODEL_INPUT_WIDTH {width}u",
             f"#define LL_MODEL_INPUT_CHANNELS {channels}u",
@@ -432,8 +432,6 @@ def _body(head: str, calls: list[tuple[str, str]]) -> list[str]:
 
 
 def _wrapped(text: str) -> list[str]:
-    from textwrap import wrap
-
     return wrap(text, 118, subsequent_indent="    ", break_long_words=False)
 
 
@@ -459,7 +457,7 @@ def _readme(code: _Code, board: str, count: int) -> str:
             "| what | bytes |",
             "|---|---:|",
             f"| arena (activations, gradients, clamp masks, working memory) | {code.arena_bytes:,} |",
-            f"| trained tensors, as they are saved | {code.layout.bytes:,} |",
+            f"| trained tensors, as they are saved | {code.layout.size_bytes:,} |",
             f"| stack set aside | {step.stack_bytes:,} |",
             "",
             enforced,

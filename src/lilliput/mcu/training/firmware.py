@@ -1,4 +1,4 @@
-"""An emitted training project: run on a board or as a shared library of this computer, with a receipt of what was learnt and what it took."""
+"""An emitted training project: run on a board or natively, with a receipt of what was learnt and what it took."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class TrainFirmware:
             resolution_instructions=done.resolution_instructions,
             op_instructions=MappingProxyType(ops),
             arena_bytes=sizes.arena_bytes,
-            params_bytes=self.layout.bytes,
+            params_bytes=self.layout.size_bytes,
             stack_bytes=done.stack_bytes,
             data_bytes=sizes.data_bytes,
             bss_bytes=sizes.bss_bytes,

@@ -81,7 +81,7 @@ class HostModel:
 
     def get_params(self) -> bytes:
         """All that was learnt, as it is written to flash."""
-        return ctypes.string_at(self._c.ll_model_get_params(), self.layout.bytes)
+        return ctypes.string_at(self._c.ll_model_get_params(), self.layout.size_bytes)
 
     def set_params(self, image: bytes) -> None:
         """Go on from a saved image.
@@ -89,7 +89,7 @@ class HostModel:
         Raises:
             DataError: the model refuses it, and is as it was.
         """
-        if len(image) != self.layout.bytes or not self._c.ll_model_set_params(ctypes.c_char_p(image)):
+        if len(image) != self.layout.size_bytes or not self._c.ll_model_set_params(ctypes.c_char_p(image)):
             self.layout.unpack(image)  # says what is wrong with it
             raise DataError("the model refuses an image of trained parameters that has the form of one; build it again")
 

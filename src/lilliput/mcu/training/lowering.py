@@ -345,8 +345,8 @@ def _weight_step(op: t.WeightStep, program: t.Program, symbol: str) -> TrainingC
 def _weights_move(
     op: t.ConvWeightStep | t.WeightStep, program: t.Program, symbol: str, function: str, fields: Mapping[str, object]
 ) -> TrainingCall:
-    common = {"layer": "&@layer@", "factors": f"{symbol}_factors", "rule": _RULES_C[op.rule]}
-    return _step(op, program, symbol, function, "ll_train_weight_params", common | fields)
+    common: dict[str, object] = {"layer": "&@layer@", "factors": f"{symbol}_factors", "rule": _RULES_C[op.rule]}
+    return _step(op, program, symbol, function, "ll_train_weight_params", common | dict(fields))
 
 
 def _bias_gradient(op: t.BiasGradient, program: t.Program, symbol: str) -> TrainingCall:
@@ -372,8 +372,8 @@ def _bias_step(op: t.BiasStep, program: t.Program, symbol: str) -> TrainingCall:
 def _biases_move(
     op: t.BiasGradientStep | t.BiasStep, program: t.Program, symbol: str, function: str, fields: Mapping[str, object]
 ) -> TrainingCall:
-    common = {"layer": "&@layer@", "factors": f"{symbol}_factors", "truncates": int(op.truncates)}
-    return _step(op, program, symbol, function, "ll_train_bias_params", common | fields)
+    common: dict[str, object] = {"layer": "&@layer@", "factors": f"{symbol}_factors", "truncates": int(op.truncates)}
+    return _step(op, program, symbol, function, "ll_train_bias_params", common | dict(fields))
 
 
 def _step(

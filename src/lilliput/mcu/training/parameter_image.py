@@ -49,7 +49,7 @@ class Tensor:
     first_word: int
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Without the gap to the next word."""
         return self.elements * np.dtype(self.dtype).itemsize
 
@@ -69,10 +69,10 @@ class ImageLayout:
     @property
     def payload_words(self) -> int:
         """Of the tensors."""
-        return sum(-(-tensor.bytes // _WORD) for tensor in self.tensors)
+        return sum(-(-tensor.size_bytes // _WORD) for tensor in self.tensors)
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Of the whole image."""
         return self.words * _WORD
 
@@ -89,7 +89,7 @@ class ImageLayout:
         for tensor in self.tensors:
             values = np.ascontiguousarray(state.masters[tensor.name].astype(np.dtype(tensor.dtype).newbyteorder("<")))
             start = tensor.first_word * _WORD
-            raw[start : start + tensor.bytes] = values.reshape(-1).view(np.uint8)
+            raw[start : start + tensor.size_bytes] = values.reshape(-1).view(np.uint8)
         words[-1] = zlib.crc32(words[:-1].tobytes())
         return words.tobytes()
 
@@ -99,9 +99,9 @@ class ImageLayout:
         Raises:
             DataError: damaged, of another version, or of another network.
         """
-        if len(image) != self.bytes:
+        if len(image) != self.size_bytes:
             raise DataError(
-                f"image of trained parameters has {len(image):,} bytes; this network's have {self.bytes:,}; use one of its own"
+                f"image of trained parameters has {len(image):,} bytes; this network's have {self.size_bytes:,}; use one of its own"
             )
         words = np.frombuffer(image, dtype="<u4")
         if int(words[0]) != MAGIC or int(words[-1]) != zlib.crc32(image[:-_WORD]):
@@ -122,7 +122,7 @@ class ImageLayout:
     def _values(self, tensor: Tensor, image: bytes) -> Shaped[np.ndarray, " elements"]:
         dtype = np.dtype(tensor.dtype)
         start = tensor.first_word * _WORD
-        values = np.frombuffer(image[start : start + tensor.bytes], dtype=dtype.newbyteorder("<"))
+        values = np.frombuffer(image[start : start + tensor.size_bytes], dtype=dtype.newbyteorder("<"))
         return values.astype(dtype)
 
     def to_json(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def image_layout(program: t.Program, prefix: QuantizedGraph | None) -> ImageLayo
     for parameter in program.parameters.values():
         tensor = Tensor(parameter.name, str(parameter.initial.dtype), parameter.initial.size, word)
         tensors.append(tensor)
-        word += -(-tensor.bytes // _WORD)
+        word += -(-tensor.size_bytes // _WORD)
         sha.update(f"{tensor}{parameter.fraction_bits}".encode() + parameter.initial.tobytes())
     for layer in program.layers.values():
         sha.update(f"{layer.name}{layer.channels}".encode() + layer.weight.tobytes() + layer.bias.tobytes())
