@@ -8,6 +8,8 @@ from lilliput.mcu.lowering import scratch_bytes as inference_scratch_bytes
 from lilliput.mcu.training import graph as t
 from lilliput.mcu.training.in_place import is_alias, is_by_plane
 
+PANEL_QUADS = 32
+"""Four words for two output channels and one place of the kernel, in a panel that does not hold all of them (``ll_train_dx.c``)."""
 _WORD = 4
 
 
@@ -40,7 +42,9 @@ def _input_gradient(layer: t.Layer) -> int:
     taps = prod(layer.kernel)
     if is_by_plane(layer):
         return 2 * _WORD * (taps + layer.pixels)
-    return 4 * _WORD * taps * -(-(layer.output_shape[2] // layer.groups) // 2)
+    whole = taps * -(-(layer.output_shape[2] // layer.groups) // 2)
+    in_parts = prod(layer.input_shape[:2]) + taps * max(1, PANEL_QUADS // taps)
+    return 4 * _WORD * min(whole, in_parts)
 
 
 def _weight_gradient(layer: t.Layer) -> int:
