@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from importlib.resources import files
 from pathlib import Path
-from textwrap import dedent, fill
+from textwrap import dedent
 
 import numpy as np
 from jaxtyping import Int8
@@ -21,11 +20,9 @@ from jaxtyping import Int8
 from lilliput import __version__
 from lilliput.errors import ConfigError, DataError, UnsupportedOpError
 from lilliput.mcu.boards import BOARDS, linker_script, makefile
+from lilliput.mcu.calls import Declarations, InferenceCalls
 from lilliput.mcu.firmware import Firmware
-from lilliput.mcu.lowering import ConstantTable, lower
-from lilliput.mcu.plan import Plan, Step
-from lilliput.mcu.views import first_byte
-from lilliput.quantize.qgraph import Crop
+from lilliput.mcu.plan import Plan
 
 RUNTIME = files("lilliput.mcu") / "runtime"
 _DEFAULT_BOARDS = {"cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500"}
@@ -51,7 +48,7 @@ def emit_c(
         DataError: vectors that are not int8 or have another shape than the input.
     """
     directory = Path(directory)
-    board = _board(target)
+    board = default_board(target)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(
             f"{directory} exists and is not an empty folder: firmware is never written over; give a new path"
@@ -67,22 +64,22 @@ def emit_c(
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        code = _Code(plan)
-        _write(work / "model.h", _model_h(plan))
-        _write(work / "model.c", _model_c(plan, code))
-        _write(work / "weights.h", _weights_h(code))
-        _write(work / "weights.c", _weights_c(code))
-        shutil.copytree(str(RUNTIME / "nn"), work / "nn")
-        templates = shutil.ignore_patterns("board.ld", "Makefile")
+        code = InferenceCalls(plan, Declarations())
+        write_text(work / "model.h", _model_h(plan))
+        write_text(work / "model.c", _model_c(plan, code))
+        write_text(work / "weights.h", code.declarations.weights_h())
+        write_text(work / "weights.c", code.declarations.weights_c())
+        shutil.copytree(str(RUNTIME / "nn"), work / "nn", ignore=shutil.ignore_patterns("ll_train*"))
+        templates = shutil.ignore_patterns("board.ld", "Makefile", "train_*")
         shutil.copytree(str(RUNTIME / "port"), work / "port", ignore=templates)
         for chip in (each for each in BOARDS.values() if not each.is_host):
             script = linker_script(chip, sram_bytes=plan.sram_bytes_limit, flash_bytes=plan.flash_bytes_limit)
-            _write(work / "link" / f"{chip.name}.ld", script)
-        _write(work / "Makefile", makefile(board))
+            write_text(work / "link" / f"{chip.name}.ld", script)
+        write_text(work / "Makefile", makefile(board))
         (work / "vectors").mkdir()
         (work / "vectors" / "input.bin").write_bytes(vectors.tobytes())
         (work / "vectors" / "expected.bin").write_bytes(np.asarray(plan.whole.run(vectors)).tobytes())
-        _write(work / "README.md", _readme(plan, board, len(vectors)))
+        write_text(work / "README.md", _readme(plan, board, len(vectors)))
         work.chmod(0o755)
         if directory.exists():
             directory.rmdir()
@@ -93,7 +90,12 @@ def emit_c(
     return Firmware(directory)
 
 
-def _board(target: str) -> str:
+def default_board(target: str) -> str:
+    """The board that a processor or board name stands for.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     board = _DEFAULT_BOARDS.get(target, target)
     if board not in BOARDS or BOARDS[board].is_host:
         allowed = [*_DEFAULT_BOARDS, *(name for name, each in BOARDS.items() if not each.is_host)]
@@ -110,56 +112,6 @@ def _vectors(plan: Plan, vectors: np.ndarray | None) -> np.ndarray:
             f"vectors are {vectors.dtype}{list(vectors.shape)}; must be int8[n, {', '.join(map(str, shape))}] with n >= 1"
         )
     return vectors
-
-
-class _Code:
-    """The model's calls, and the structs and tables that they share: tiles of one layer differ in little."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.calls: list[tuple[str, str]] = []
-        """For each step the tensor it makes, and the C statement."""
-        self.structs: dict[tuple[str, str], tuple[str, str]] = {}
-        """From type and initializer to the name and a comment."""
-        self.tables: dict[tuple[str, bytes], ConstantTable] = {}
-        for index, step in enumerate(plan.steps):
-            if not step.is_alias:
-                statement = self._read(step) if plan.is_read(step) else self._call(index, step)
-                self.calls.append((step.output, statement))
-
-    def _address(self, name: str, first: int = 0) -> str:
-        return f"ll_arena + {self.plan.offsets[name] + first}"
-
-    def _output(self, step: Step) -> str:
-        whole = self.plan.qgraph.tensors[step.output].shape
-        return self._address(
-            step.output, 0 if step.paste is None else first_byte(step.paste.top, step.paste.left, whole)
-        )
-
-    def _read(self, step: Step) -> str:
-        assert isinstance(step.op, Crop)
-        rows, columns, _ = self.plan.qgraph.tensors[step.op.name].shape
-        return f"ll_model_read({step.op.top}, {step.op.left}, {rows}, {columns}, {self._output(step)});"
-
-    def _call(self, index: int, step: Step) -> str:
-        tensors = self.plan.qgraph.tensors
-        in_place = step.in_place and step.base is None  # pasted into a map, its result lies on no input
-        call = lower(step.op, tensors, symbol=f"op{index}", fused_add=step.fused_add, in_place=in_place)
-        params = call.params
-        for table in call.constants:
-            kept = self.tables.setdefault((table.c_type, table.values.tobytes()), table)
-            params = re.sub(rf"\b{table.name}\b", kept.name, params)
-        comment = f"{step.op.source or step.op.name}: {type(step.op).__name__} -> {'x'.join(map(str, tensors[step.output].shape))}"
-        name, _ = self.structs.setdefault((call.params_type, params), (f"call{len(self.structs)}", comment))
-        inputs = [self._address(each) for each in step.inputs]
-        if isinstance(step.op, Crop):
-            inputs = [
-                self._address(step.inputs[0], first_byte(step.op.top, step.op.left, tensors[step.inputs[0]].shape))
-            ]
-        scratch = "ll_scratch" if call.scratch_bytes else "NULL"
-        if step.scratch_offset is not None:
-            scratch = f"ll_arena + {step.scratch_offset}"
-        return f"{call.function}(&{name}, {', '.join([*inputs, self._output(step), scratch])});"
 
 
 def _model_h(plan: Plan) -> str:
@@ -231,16 +183,14 @@ def _layout(shape: tuple[int, ...]) -> str:
     return f"{' x '.join(map(str, shape))}: {axes}"
 
 
-def _model_c(plan: Plan, code: _Code) -> str:
+def _model_c(plan: Plan, code: InferenceCalls) -> str:
     graph = plan.qgraph
     lines = ['#include "model.h"', "", '#include "nn/ll_nn.h"', '#include "weights.h"', ""]
     lines.append("/* Both in .bss; aligned for word access, though no kernel needs its tensors aligned. */")
     lines.append("int8_t ll_arena[LL_MODEL_ARENA_BYTES] __attribute__((aligned(8)));")
     if plan.scratch_bytes:
         lines.append("int8_t ll_scratch[LL_MODEL_SCRATCH_BYTES] __attribute__((aligned(8)));")
-    for (kind, params), (name, comment) in code.structs.items():
-        definition = f"static const {kind} {name} = {params};"
-        lines += ["", f"/* {comment} */", fill(definition, 118, subsequent_indent="    ", break_long_words=False)]
+    lines += code.declarations.structs_c()
     if not plan.streams_input:
         lines += ["", f"int8_t *ll_model_input(void) {{ return ll_arena + {plan.offsets[graph.input]}; }}"]
     lines += ["", f"const int8_t *ll_model_output(void) {{ return ll_arena + {plan.offsets[graph.outputs[0]]}; }}", ""]
@@ -248,28 +198,6 @@ def _model_c(plan: Plan, code: _Code) -> str:
     for name, statement in code.calls:
         lines += [f"    {statement}", f"    LL_STEP({json.dumps(name)});"]
     return "\n".join([*lines, "}", ""])
-
-
-def _weights_h(code: _Code) -> str:
-    declared = [f"extern const {table.c_type} {table.name}[{table.values.size}];" for table in code.tables.values()]
-    return "\n".join(
-        ["#ifndef LL_WEIGHTS_H", "#define LL_WEIGHTS_H", "", "#include <stdint.h>", "", *declared, "", "#endif", ""]
-    )
-
-
-def _weights_c(code: _Code) -> str:
-    lines = ['#include "weights.h"', ""]
-    for table in code.tables.values():
-        numbers = ", ".join(_literal(value, table.c_type) for value in table.values.ravel().tolist())
-        lines += [f"const {table.c_type} {table.name}[{table.values.size}] = {{", fill(numbers, 118, initial_indent="    ",
-                  subsequent_indent="    ", break_long_words=False), "};", ""]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _literal(value: int, c_type: str) -> str:
-    if value == -(2**31):
-        return "INT32_MIN"  # -2147483648 is no int literal in C
-    return f"{value}u" if c_type.startswith("u") else str(value)
 
 
 def _readme(plan: Plan, board: str, count: int) -> str:
@@ -334,6 +262,7 @@ def _readme(plan: Plan, board: str, count: int) -> str:
     )
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """A file of a project, and the folder it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -12,9 +12,11 @@ import os
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Int64
@@ -44,6 +46,7 @@ _STATUSES = {
     86: "stack overrun: the stack grew through its guard into the variables; raise the stack reserve or the SRAM limit",
     87: "input.bin is missing or no whole number of inputs",
     88: "output.bin or stats.bin could not be written",
+    89: "params.bin is damaged, or of another model",
 }
 _CAUSES = {  # bits of the configurable fault status register
     0: "instruction fetch from memory that holds no code",
@@ -78,6 +81,8 @@ class Emulation:
     """Of each step of the model, what the readings themselves take already off; ``None`` unless the image is a profile build."""
     step_resolution_instructions: int
     """How far each step's count may be from the truth."""
+    files: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    """What the image left, by name."""
 
 
 def emulate(
@@ -89,6 +94,8 @@ def emulate(
     inferences: int,
     timeout_seconds: float = 300.0,
     profiled_steps: int | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+    collect: tuple[str, ...] = (),
 ) -> Emulation:
     """Run all inputs through an image, once.
 
@@ -100,12 +107,15 @@ def emulate(
         inferences: how many inputs these are.
         timeout_seconds: for all of them together.
         profiled_steps: of a profile build, the number of steps that each inference reports.
+        files: other files that the image finds beside its input, by name.
+        collect: names of files that the image leaves, to be read back.
     Raises:
         ToolchainError: the image faulted, overran its stack, did not end in time, or did not report; the message names which and where.
     """
-    with tempfile.TemporaryDirectory(prefix="lilliput-") as name:
-        directory = Path(name)
-        (directory / "input.bin").write_bytes(inputs)
+    with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
+        directory = Path(folder)
+        for name, content in {"input.bin": inputs, **files}.items():
+            (directory / name).write_bytes(content)
         command = _command(image.resolve(), board, emulator, inferences, profiled_steps)
         where = f"{image} on board {board.name} ({emulator})"
         try:
@@ -130,7 +140,8 @@ def emulate(
                 f"{where} stopped after {_finished(directory)} of {inferences} inferences: "
                 f"{_cause(done.returncode, done.stderr, image)}; board='host' with sanitize=True may find the line"
             )
-        return _read(directory, board, emulator, inferences, where, profiled_steps)
+        left = {name: (directory / name).read_bytes() for name in collect}
+        return replace(_read(directory, board, emulator, inferences, where, profiled_steps), files=left)
 
 
 def _command(

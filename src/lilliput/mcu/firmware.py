@@ -81,7 +81,7 @@ class Firmware:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one input, without the batch."""
-        return _shape(self.directory, "INPUT")
+        return input_shape(self.directory)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ class Firmware:
         Raises:
             BudgetError: the image does not fit the budget or the board.
         """
-        target, tools = _target(board, toolchain, sanitize)
+        target, tools = target_of(board, toolchain, sanitize)
         return build_image(self.directory, target, tools, sanitize=sanitize)
 
     def run(
@@ -123,7 +123,7 @@ class Firmware:
             ToolchainError: no toolchain, or the image did not run to its end.
         """
         codes = self._codes(x)
-        target, tools = _target(board, toolchain, sanitize)
+        target, tools = target_of(board, toolchain, sanitize)
         if profile and target.is_host:
             raise ConfigError("profile=True for board 'host': the host counts no instructions; try board='mps2-an386'")
         image = build_image(self.directory, target, tools, sanitize=sanitize)
@@ -163,7 +163,7 @@ class Firmware:
         self, codes: np.ndarray, done: Emulation, board: Board, tools: Toolchain, timeout_seconds: float
     ) -> tuple[dict[str, float], int]:
         """Instructions of each step, by the tensor it makes, and their resolution."""
-        names = _step_names(self.directory)
+        names = step_names(self.directory)
         image = build_image(self.directory, board, tools, profile=True)
         profiled = emulate(
             image.path,
@@ -232,7 +232,7 @@ class Firmware:
         if done.returncode != 0:
             text = done.stderr.decode(errors="replace").strip()
             hint = "" if sanitize else "; try sanitize=True to find the line"
-            raise ToolchainError(f"{where} {_ending(done.returncode)}: {_sanitizer_line(text) or 'no message'}{hint}")
+            raise ToolchainError(f"{where} {_ending(done.returncode)}: {sanitizer_line(text) or 'no message'}{hint}")
         variables = variable_bytes(image.path, ("ll_arena", "ll_scratch")) or {}
         return Receipt(
             output=self._outputs(done.stdout, len(codes)),
@@ -255,6 +255,11 @@ class Firmware:
         )
 
 
+def input_shape(directory: Path) -> tuple[int, ...]:
+    """Of one input of an emitted project, without the batch."""
+    return _shape(directory, "INPUT")
+
+
 def _shape(directory: Path, macro: str) -> tuple[int, ...]:
     """Shape behind ``#define LL_MODEL_INPUT_BYTES 64u /* 8 x 8 x 1: ... */``; (64,) where no such comment follows."""
     header = directory / "model.h"
@@ -270,7 +275,7 @@ def _shape(directory: Path, macro: str) -> tuple[int, ...]:
     return shape if prod(shape) == total else (total,)
 
 
-def _step_names(directory: Path) -> list[str]:
+def step_names(directory: Path) -> list[str]:
     """The tensors that the model's steps make, in running order."""
     model = (directory / "model.c").read_text()
     names = [json.loads(name) for name in re.findall(r'LL_STEP\(("(?:[^"\\]|\\.)*")\);', model)]
@@ -281,7 +286,8 @@ def _step_names(directory: Path) -> list[str]:
     return names
 
 
-def _target(board: str, toolchain: str, sanitize: bool) -> tuple[Board, Toolchain]:
+def target_of(board: str, toolchain: str, sanitize: bool) -> tuple[Board, Toolchain]:
+    """The board of that name, and what compiles and runs for it."""
     target = find_board(board)
     if sanitize and not target.is_host:
         raise ConfigError(f"sanitize=True for board {board!r}: only the host has a sanitizer; try board='host'")
@@ -292,7 +298,7 @@ def _ending(status: int) -> str:
     return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
-def _sanitizer_line(text: str) -> str:
+def sanitizer_line(text: str) -> str:
     """The line that says what happened; sanitizers print pages around it."""
     lines = [line.strip() for line in text.splitlines()]
     marks = ("runtime error:", "ERROR: ", "panic: ")

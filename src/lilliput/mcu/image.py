@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lilliput.errors import BudgetError, DataError, ToolchainError
 from lilliput.mcu import object_cache
-from lilliput.mcu.boards import Board, linker_script
+from lilliput.mcu.boards import Board, find_board, linker_script
 from lilliput.mcu.toolchain import Tool, Toolchain
 
 COMMON_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-fno-math-errno", "-I.", "-Inn", "-Iport")
@@ -96,6 +96,41 @@ def build_image(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return image
+
+
+def build_library(directory: Path, toolchain: Toolchain, flags: tuple[str, ...]) -> Path:
+    """A training project as a shared library of this computer, or find that it already is.
+
+    Args:
+        directory: an emitted project.
+        toolchain: the host's.
+        flags: for the compiler, besides the project's own.
+    Raises:
+        ToolchainError: the compiler or linker refuses.
+    """
+    board, compiler = find_board("host"), toolchain.compiler
+    sources = _sources(directory, board, profile=False) | {"runtime": [Path("port") / "train_library.c"]}
+    checks = ["-fno-sanitize=all"] if compiler.name == "zig" else []
+    command = [*compiler.c_command, *COMMON_FLAGS, *flags, *checks, "-fPIC"]
+    key = _key(directory, [*command, str(compiler)])
+    home = (
+        directory / "build" / f"library-{compiler.name}-{hashlib.sha256(chr(0).join(flags).encode()).hexdigest()[:8]}"
+    )
+    image = Image(home / "library.so", {})
+    if _is_built(image, key):
+        return image.path
+    partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _compile(directory, partial, sources, command, board, toolchain, hooks=())
+        _link(directory, partial, image.path.name, sources, [*compiler.c_command, *checks, "-shared"], board, toolchain)
+        (partial / "key.json").write_text(json.dumps(key))
+        shutil.rmtree(home, ignore_errors=True)
+        partial.rename(home)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return image.path
 
 
 def _sources(directory: Path, board: Board, profile: bool) -> dict[str, list[Path]]:

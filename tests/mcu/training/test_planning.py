@@ -10,9 +10,9 @@ from lilliput.mcu.training import graph as t
 from lilliput.mcu.training import interpreter
 from lilliput.mcu.training.cut import cut
 from lilliput.mcu.training.forward import forward, new_head
-from lilliput.mcu.training.in_place import plane_bytes
 from lilliput.mcu.training.optimizer import SGD
 from lilliput.mcu.training.planning import ALIGNMENT, Placement, place
+from lilliput.mcu.training.scratch import scratch_bytes
 from lilliput.mcu.training.train_step import training_program
 from lilliput.mcu.training.update_plan import UpdatePlan, weighted_layers
 from lilliput.quantize.qgraph import QuantizedGraph
@@ -99,6 +99,6 @@ def test_an_operation_takes_what_it_reads_and_makes() -> None:
     for op, live, host in zip(placement.program.ops, placement.live_bytes, placement.hosts, strict=True):
         names = {placement.storage[name] for name in (*op.inputs, *op.outputs)} - {op.outputs[0] if host else ""}
         own = sum(placement.program.buffers[name].bytes for name in names)
-        assert live >= own + plane_bytes(op)
+        assert live >= own + scratch_bytes(op, placement.program)
         offset = placement.scratch_offset(op)
-        assert plane_bytes(op) == 0 or (offset is not None and offset % ALIGNMENT == 0)
+        assert scratch_bytes(op, placement.program) == 0 or (offset is not None and offset % ALIGNMENT == 0)

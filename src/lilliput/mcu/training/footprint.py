@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lilliput.mcu.training import graph as t
 from lilliput.quantize import qgraph as q
 
+if TYPE_CHECKING:
+    from lilliput.mcu.training.train_step import TrainStep
+
 WORD_BYTES = 4
+
+
+def arena_bytes(step: TrainStep) -> int:
+    """The larger of the two parts' arenas, which share one place."""
+    return max(prefix_bytes(step), step.placement.arena_bytes)
+
+
+def prefix_bytes(step: TrainStep) -> int:
+    """Of the frozen part, the working memory that its arena has no room for included."""
+    if step.prefix is None:
+        return 0
+    return (
+        prefix_scratch_offset(step) + step.prefix.scratch_bytes
+        if step.prefix.scratch_bytes
+        else step.prefix.arena_bytes
+    )
+
+
+def prefix_scratch_offset(step: TrainStep) -> int:
+    """Where that working memory begins: at a word."""
+    return 0 if step.prefix is None else -(-step.prefix.arena_bytes // WORD_BYTES) * WORD_BYTES
 
 
 def state_bytes(program: t.Program) -> int:

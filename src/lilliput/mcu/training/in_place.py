@@ -1,7 +1,7 @@
 """Which results may be written over an operand that nobody needs any more, and which are only other names for one.
 
 An elementwise kernel reads each number before it writes one of the same width at the same place. A depthwise convolution, forward or
-transposed, goes channel by channel from a copy of the channel's plane (its working memory): in (height, width, channel) order the places of
+transposed, goes by four channels from copies of their planes (its working memory): in (height, width, channel) order the places of
 one channel never hold another's, so the result may lie over the operand wherever it is no larger. When a running shift grows, the channels
 already written are shifted and the others, still operands, are not. What inference's kernels allow is asked of ``mcu.access``. The rest
 reads windows and writes apart.
@@ -23,7 +23,7 @@ def hosts(op: t.Op, program: t.Program) -> tuple[str, ...]:
         return op.inputs
     if isinstance(op, t.Mean):
         return op.inputs  # channel by channel: a channel's first code is read before its mean takes the place
-    if isinstance(op, (t.Conv, t.ConvInputGradient)) and plane_bytes(op):
+    if isinstance(op, (t.Conv, t.ConvInputGradient)) and is_by_plane(op.layer):
         operand, made = program.buffers[op.inputs[0]], program.buffers[op.outputs[0]]
         return (operand.name,) if made.elements <= operand.elements else ()
     if isinstance(op, t.Infer) and can_run_in_place(op.qop, program.tensors):
@@ -31,13 +31,9 @@ def hosts(op: t.Op, program: t.Program) -> tuple[str, ...]:
     return ()
 
 
-def plane_bytes(op: t.Op) -> int:
-    """Working memory of a depthwise convolution that goes plane by plane: one channel of its operand in 16 bits; 0 of any other."""
-    if isinstance(op, (t.Conv, t.ConvInputGradient)) and op.layer.is_depthwise:
-        layer = op.layer
-        height, width, channels = layer.input_shape if isinstance(op, t.Conv) else layer.output_shape
-        return 2 * height * width if layer.output_shape[2] == layer.input_shape[2] == channels else 0
-    return 0
+def is_by_plane(layer: t.Layer) -> bool:
+    """Whether the depthwise kernels run a layer: one output channel an input channel, from copies of the planes."""
+    return layer.is_depthwise and layer.output_shape[2] == layer.input_shape[2]
 
 
 def is_alias(op: t.Op) -> bool:

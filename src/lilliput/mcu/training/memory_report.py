@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lilliput.mcu.listing import by_operation
 from lilliput.mcu.training import graph as t
-from lilliput.mcu.training.footprint import flash_bytes, state_bytes
+from lilliput.mcu.training.footprint import arena_bytes, flash_bytes, prefix_bytes, state_bytes
 
 if TYPE_CHECKING:
     from lilliput.mcu.training.train_step import TrainStep
@@ -69,14 +69,13 @@ def memory_report(step: TrainStep) -> MemoryReport:
     """Count a compiled step."""
     operations = (*_prefix(step), *_suffix(step))
     program, placement, prefix = step.program, step.placement, step.prefix
-    prefix_bytes = 0 if prefix is None else prefix.arena_bytes + prefix.scratch_bytes
     least = max(placement.lower_bound_bytes, 0 if prefix is None else prefix.lower_bound_bytes)
     trained, state = program.parameter_bytes, state_bytes(program)
-    is_prefix = prefix_bytes > placement.arena_bytes
+    is_prefix = prefix_bytes(step) > placement.arena_bytes
     of_part = [each for each in operations if (each.part == "prefix") == is_prefix]
     return MemoryReport(
-        arena_bytes=max(prefix_bytes, placement.arena_bytes),
-        prefix_arena_bytes=prefix_bytes,
+        arena_bytes=arena_bytes(step),
+        prefix_arena_bytes=prefix_bytes(step),
         suffix_arena_bytes=placement.arena_bytes,
         trained_bytes=trained,
         state_bytes=state,

@@ -1,6 +1,6 @@
 """Where every buffer of a training program lies: lifetimes from its order, offsets from the arena planner that inference uses.
 
-Masks, kept channels and gradients are blocks like any other. Working memory of inference's kernels is a block that lives for one step.
+Masks, kept channels and gradients are blocks like any other. Working memory of kernels is a block that lives for one step.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lilliput.mcu.arena import Block, lower_bound, pack, verify_packing
-from lilliput.mcu.lowering import scratch_bytes
 from lilliput.mcu.schedule import Task, timeline
 from lilliput.mcu.training import graph as t
-from lilliput.mcu.training.in_place import hosts, is_alias, plane_bytes
+from lilliput.mcu.training.in_place import hosts, is_alias
+from lilliput.mcu.training.scratch import scratch_bytes
 
 ALIGNMENT = 4
 """Buffers of 16- and 32-bit numbers lie among those of bytes."""
@@ -110,15 +110,9 @@ def _masks(program: t.Program) -> list[Block]:
 
 
 def _scratches(program: t.Program) -> list[Block]:
-    sizes = [_scratch_bytes(op, program) for op in program.ops]
+    sizes = [scratch_bytes(op, program) for op in program.ops]
     pairs = enumerate(zip(program.ops, sizes, strict=True))
     return [Block(_scratch(op), size, index, index + 1) for index, (op, size) in pairs if size]
-
-
-def _scratch_bytes(op: t.Op, program: t.Program) -> int:
-    if isinstance(op, t.Infer):
-        return 0 if is_alias(op) else scratch_bytes(op.qop, program.tensors)
-    return plane_bytes(op)
 
 
 def _scratch(op: t.Op) -> str:

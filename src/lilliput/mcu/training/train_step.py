@@ -8,9 +8,10 @@ memory asks for it. After each pass the interpreter gives the same trained bytes
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int8, Int64
@@ -37,6 +38,9 @@ from lilliput.mcu.training.reorder import reorder as bring_steps_forward
 from lilliput.mcu.training.update_plan import UpdatePlan
 from lilliput.mcu.training.verify import verify
 from lilliput.quantize.qgraph import Conv2d, Linear, QOp, QuantizedGraph
+
+if TYPE_CHECKING:
+    from lilliput.mcu.training.firmware import TrainFirmware
 
 LOSSES = ("cross_entropy",)
 
@@ -178,6 +182,18 @@ class TrainStep:
                 f"(batch, {', '.join(map(str, shape))}), channels last, at least one"
             )
         return codes
+
+    def emit_c(
+        self,
+        directory: str | os.PathLike[str],
+        target: str = "cortex-m7",
+        x: Int8[np.ndarray, "n ..."] | None = None,
+        y: Int64[np.ndarray, " n"] | None = None,
+    ) -> TrainFirmware:
+        """Write a self-contained C99 project; see :func:`lilliput.mcu.training.codegen.emit_c`."""
+        from lilliput.mcu.training.codegen import emit_c
+
+        return emit_c(self, directory, target, x, y)
 
     def _labels(self, y: Any, count: int) -> Int64[np.ndarray, " batch"]:
         labels = np.asarray(y.detach().cpu() if hasattr(y, "detach") else y)

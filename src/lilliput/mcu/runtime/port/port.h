@@ -14,6 +14,7 @@
 #define LL_EXIT_STACK_OVERRUN 86
 #define LL_EXIT_INPUT 87
 #define LL_EXIT_OUTPUT 88
+#define LL_EXIT_PARAMS 89
 
 /* The stack is painted with this word before main runs; its lowest LL_STACK_GUARD_BYTES must never change. */
 #define LL_STACK_PAINT 0xA5C3A5C3u

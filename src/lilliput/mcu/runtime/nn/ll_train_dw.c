@@ -1,0 +1,154 @@
+/* Gradient of a convolution with respect to its trained weights; each is used for its step as soon as it is summed, or stored.
+ *
+ * Four selected input channels at one place of the kernel are widened into a panel in scratch: for each two output pixels the halfword
+ * pairs of the four channels' codes less the zero point, four words (0 outside the image). Then two output channels at a time are summed
+ * over the pixels. Scratch: ceil(pixels / 2) * 4 words, and where steps are rounded by chance a word for each output channel: random numbers
+ * are drawn in the order of the masters, output channel first, so that each has a place of its own in the stream.
+ */
+#include "ll_train_step.h"
+
+#define LL_CHUNK 256u /* pixels whose products fit int32: 256 * 255 * (2^15 - 1) < 2^31 */
+
+typedef struct {
+    const ll_train_weight_params *params;
+    const ll_train_group *group;
+    const int16_t *gradient; /* the group's first channel */
+    uint32_t *panel;
+    uint32_t *random; /* of the group's output channels; NULL where none are drawn */
+    int32_t *store;   /* of the group; NULL: step at once */
+    void *masters;
+    int32_t exponent;
+    const ll_train_state *state;
+} ll_job;
+
+/* Codes of selected channels number s to s + 3 of the group under one place of the kernel. */
+static LL_NOINLINE void ll_widen(const ll_job *job, const int8_t *input, uint32_t tap, uint32_t s, uint32_t count) {
+    const ll_train_layer *l = job->params->layer;
+    const ll_train_group *g = job->group;
+    const uint32_t step = job->params->is_kept ? l->selected : l->in_c;
+    const uint32_t place = (job->params->is_kept ? g->first_selected : g->channels[0]) + s; /* all are selected unless kept */
+    const int32_t down = (int32_t)(tap / l->kernel_w) * l->dilation_h - l->pad_top;
+    const int32_t right = (int32_t)(tap % l->kernel_w) * l->dilation_w - l->pad_left;
+    int16_t *to = (int16_t *)job->panel;
+    uint32_t half = 0;
+    for (int32_t y = 0; y < l->out_h; y++)
+        for (int32_t x = 0; x < l->out_w; x++) {
+            const int32_t in_y = y * l->stride_h + down, in_x = x * l->stride_w + right;
+            const int is_inside = in_y >= 0 && in_y < l->in_h && in_x >= 0 && in_x < l->in_w;
+            const int8_t *from = is_inside ? input + ((ptrdiff_t)in_y * l->in_w + in_x) * step + place : NULL;
+            for (uint32_t c = 0; c < 4; c++) to[2 * c + half] = (int16_t)(is_inside && c < count ? from[c] - l->in_zero_point : 0);
+            to += half ? 8 : 0;
+            half ^= 1;
+        }
+    if (half)
+        for (uint32_t c = 0; c < 4; c++) to[2 * c + 1] = 0;
+}
+
+/* Sums over pixels for two output channels (or one twice) and four input channels. */
+static LL_NOINLINE void ll_sum_2x4(const int16_t *gradient, const int16_t *second, uint32_t step, const uint32_t *panel,
+                                   uint32_t pixels, int32_t *sums) {
+    int32_t a[4] = {0, 0, 0, 0}, b[4] = {0, 0, 0, 0};
+    for (; pixels >= 2; pixels -= 2, panel += 4, gradient += 2 * step, second += 2 * step) {
+        const uint32_t p = ll_lows((uint16_t)gradient[0], (uint16_t)gradient[step]);
+        const uint32_t q = ll_lows((uint16_t)second[0], (uint16_t)second[step]);
+        for (int c = 0; c < 4; c++) a[c] = ll_smlad(panel[c], p, a[c]), b[c] = ll_smlad(panel[c], q, b[c]);
+    }
+    if (pixels)
+        for (int c = 0; c < 4; c++)
+            a[c] = ll_smlabb(panel[c], (uint16_t)gradient[0], a[c]), b[c] = ll_smlabb(panel[c], (uint16_t)second[0], b[c]);
+    for (int c = 0; c < 4; c++) sums[c] = a[c], sums[4 + c] = b[c];
+}
+
+/* One weight's gradient, complete. */
+LL_INLINE void ll_use(const ll_job *job, uint32_t out, uint32_t index, int32_t gradient, ll_pace pace) {
+    if (job->store) {
+        job->store[index] = gradient;
+    } else if (job->params->rule == LL_TRAIN_Q7_8) {
+        int16_t *master = (int16_t *)job->masters + index;
+        *master = ll_move_q7_8(*master, ll_delta(gradient, pace));
+    } else {
+        int8_t *master = (int8_t *)job->masters + index;
+        const uint32_t random = job->random ? ll_random(job->random + out) : 0;
+        *master = ll_move_code(*master, ll_delta(gradient, pace), job->params->rule, random);
+    }
+}
+
+static void ll_outputs(const ll_job *job, uint32_t tap, uint32_t s, uint32_t count) {
+    const ll_train_layer *l = job->params->layer;
+    const ll_train_group *g = job->group;
+    const uint32_t pixels = (uint32_t)l->out_h * l->out_w;
+    const ll_pace none = {0, 63};
+    for (uint32_t out = 0; out < g->out_c; out += 2) {
+        const uint32_t channels = g->out_c - out < 2 ? 1 : 2;
+        int32_t sums[8];
+        int64_t totals[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        for (uint32_t first = 0; first < pixels; first += LL_CHUNK) {
+            const int16_t *from = job->gradient + (size_t)first * l->out_c + out;
+            const uint32_t chunk = pixels - first < LL_CHUNK ? pixels - first : LL_CHUNK;
+            ll_sum_2x4(from, from + channels - 1, l->out_c, job->panel + 2 * first, chunk, sums);
+            if (pixels > LL_CHUNK)
+                for (int i = 0; i < 8; i++) totals[i] += sums[i];
+        }
+        if (pixels > LL_CHUNK)
+            for (int i = 0; i < 8; i++) sums[i] = ll_truncate64(totals[i], job->params->sum_shift);
+        for (uint32_t i = 0; i < channels; i++) {
+            const ll_pace pace =
+                job->store ? none : ll_pace_of(job->params->factors, g->out_first + out + i, job->exponent, job->state);
+            const uint32_t index = ((out + i) * g->taps + tap) * g->selected + s;
+            for (uint32_t c = 0; c < count; c++) ll_use(job, out + i, index + c, sums[4 * i + c], pace);
+        }
+    }
+}
+
+static void ll_every_group(ll_job *job, const int16_t *gradient, const int8_t *input, uint32_t *random, int32_t *store) {
+    const ll_train_layer *l = job->params->layer;
+    uint32_t selected = 0;
+    for (uint32_t i = 0; i < l->groups; i++) {
+        const ll_train_group g = ll_group_at(l, i, selected);
+        job->group = &g;
+        job->gradient = gradient + g.out_first;
+        job->random = random ? random + g.out_first : NULL;
+        job->store = store ? store + (size_t)g.out_c * g.taps * selected : NULL;
+        job->masters = (int8_t *)l->masters + (size_t)g.out_c * g.taps * selected * l->master_bytes;
+        selected += g.selected;
+        for (uint32_t tap = 0; tap < g.taps; tap++)
+            for (uint32_t s = 0; s < g.selected; s += 4) {
+                const uint32_t count = g.selected - s < 4 ? g.selected - s : 4;
+                ll_widen(job, input, tap, s, count);
+                ll_outputs(job, tap, s, count);
+            }
+    }
+}
+
+/* Each output channel's place in the stream; the stream itself goes on behind the last. */
+static void ll_deal(const ll_train_layer *l, uint32_t *states, uint32_t *stream) {
+    uint32_t selected = 0, state = *stream;
+    for (uint32_t i = 0; i < l->groups; i++) {
+        const ll_train_group g = ll_group_at(l, i, selected);
+        selected += g.selected;
+        for (uint32_t out = 0; out < g.out_c; out++) {
+            *states++ = state;
+            for (uint32_t k = 0; k < g.taps * g.selected; k++) ll_random(&state);
+        }
+    }
+    *stream = state;
+}
+
+void ll_train_conv_dw_step(const ll_train_weight_params *params, const int16_t *gradient, const int8_t *input, void *scratch,
+                           int32_t exponent, ll_train_state *state) {
+    const ll_train_layer *l = params->layer;
+    ll_job job = {params, NULL, NULL, scratch, NULL, NULL, NULL, exponent + params->sum_shift, state};
+    uint32_t *random = NULL;
+    if (params->rule == LL_TRAIN_CHANCE) {
+        random = job.panel + ((uint32_t)l->out_h * l->out_w + 1) / 2 * 4;
+        ll_deal(l, random, &state->random);
+    }
+    ll_every_group(&job, gradient, input, random, NULL);
+}
+
+int32_t ll_train_conv_dw(const ll_train_weight_params *params, const int16_t *gradient, const int8_t *input, int32_t *output,
+                         void *scratch, int32_t exponent) {
+    ll_job job = {params, NULL, NULL, scratch, NULL, NULL, NULL, 0, NULL};
+    ll_every_group(&job, gradient, input, NULL, output);
+    return exponent + params->sum_shift;
+}
