@@ -108,9 +108,9 @@ def encode(weight: Float[Tensor, "rows *rest"], method: Method) -> Encoded:
     matrix = weight.detach().flatten(1)
     gain = _gain(matrix)
     if "tensor" in (method.granularity, getattr(method, "clusters", None)):
-        encoded = method.encode(matrix.float() / gain)
+        encoded = method.encode(matrix.float() / gain, gain)
         return replace(encoded, ladders=replace(encoded.ladders, gain=gain))
-    parts = [method.encode(matrix[block].float() / gain) for block in row_blocks(*matrix.shape)]
+    parts = [method.encode(matrix[block].float() / gain, gain) for block in row_blocks(*matrix.shape)]
     width = columns_per_set(method.granularity, method.group_size, matrix.shape[1])
     return Encoded(torch.cat([part.symbols for part in parts]), _stacked([part.ladders for part in parts], gain), width)
 

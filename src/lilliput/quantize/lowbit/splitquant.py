@@ -88,7 +88,7 @@ class SplitConfig(Method):
         """``clusters``, or what stands in for it."""
         return self.granularity if self.clusters is None else self.clusters
 
-    def encode(self, weight: Tensor) -> Encoded:
+    def encode(self, weight: Tensor, gain: float) -> Encoded:
         """Symbols and ladders of a matrix."""
         return encode_clusters(weight, assign(weight, self), self)
 
