@@ -8,9 +8,11 @@ from lilliput.quantize.lowbit import (
     QuantizedModel,
     RoundToNearest,
     SplitConfig,
+    compare,
     load_quantized,
     quantize,
     save_quantized,
+    split,
 )
 from lilliput.quantize.lower import SUPPORTED_OPS
 from lilliput.quantize.qgraph import QOp, QTensor, QuantizedGraph
@@ -25,9 +27,11 @@ __all__ = [
     "QuantizedModel",
     "RoundToNearest",
     "SplitConfig",
+    "compare",
     "fold_affine",
     "load_quantized",
     "quantize",
     "quantize_int8",
     "save_quantized",
+    "split",
 ]

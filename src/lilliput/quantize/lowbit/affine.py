@@ -17,8 +17,8 @@ from torch import Tensor
 from lilliput.errors import DataError
 from lilliput.quantize.lowbit.ladders import Ladders, look_up
 
-# A set whose weights are equal, or all but, needs no step: 1 keeps everything finite. Weights come scaled to a maximum of 2**14 to 2**15.
-_LEAST_STEP = 2.0**-24
+# A set whose weights are equal, or all but, needs no step: 1 keeps everything finite. Weights come scaled to a maximum of 2**13 to 2**14.
+LEAST_STEP = 2.0**-24
 
 
 def zero_ladders(lower: Tensor, upper: Tensor, bits: int, dtype: torch.dtype) -> Ladders:
@@ -47,7 +47,7 @@ def symmetric_ladders(lower: Tensor, upper: Tensor, bits: int, dtype: torch.dtyp
     """Ladders whose zero is the middle code 2**(bits-1), as far below zero as the larger side needs."""
     largest = torch.maximum(lower.abs(), upper.abs()).double()
     step = largest / max(2 ** (bits - 1) - 0.5, 0.5)
-    step = as_stored(torch.where(step > _LEAST_STEP, step, 1.0), dtype)
+    step = as_stored(torch.where(step > LEAST_STEP, step, 1.0), dtype)
     zero = torch.full(step.shape, 2 ** (bits - 1), dtype=torch.uint8, device=step.device)
     return Ladders(bits, step, None, zero)
 
@@ -86,4 +86,4 @@ def as_stored(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tens
 
 def _step(lower: Tensor, upper: Tensor, bits: int) -> Tensor:
     step = (upper - lower) / (2**bits - 1)
-    return torch.where(step > _LEAST_STEP, step, 1.0)
+    return torch.where(step > LEAST_STEP, step, 1.0)

@@ -57,8 +57,11 @@ class Method(ABC):
             raise ConfigError(f"layers={self.layers!r}: must be one or more of {', '.join(known)}")
 
     @abstractmethod
-    def encode(self, weight: Tensor) -> Encoded:
-        """Symbols and ladders of a float32 matrix (rows, columns) that is finite and not empty."""
+    def encode(self, weight: Tensor, gain: float) -> Encoded:
+        """Symbols and ladders of a float32 matrix (rows, columns) that is finite and not empty.
+
+        The layer's own weights are ``gain`` times these, a power of two; ladders are for these.
+        """
 
     @property
     @abstractmethod

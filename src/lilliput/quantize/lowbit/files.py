@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lilliput.errors import DataError
 from lilliput.quantize.lowbit.layers import quantized_layer
 from lilliput.quantize.lowbit.model import QuantizedModel
-from lilliput.quantize.lowbit.rebuild import Surgery, storage_key
+from lilliput.quantize.lowbit.rebuild import Plan, Surgery, storage_key
 from lilliput.quantize.lowbit.stored import Layout, StoredWeight, from_tensors
 
 _VERSION = 1
@@ -46,8 +46,7 @@ def load_quantized(path: str | Path, like: nn.Module) -> QuantizedModel:
         DataError: not such a file, of a later version, or of another architecture (names the layer).
     """
     tensors, about = _read(Path(path))
-    projected = set(about["attention"])
-    surgery = Surgery(like, lambda name, _: name in projected)
+    surgery = Surgery(like, Plan(tuple(about["attention"]), about["folded"]))
     stored: dict[str, StoredWeight] = {}
     for name, fields in about["layers"].items():
         if name not in surgery.layers:
@@ -69,7 +68,7 @@ def load_quantized(path: str | Path, like: nn.Module) -> QuantizedModel:
             }
             stored[owner] = from_tensors(layout, parts, owner)
         surgery.replace(name, quantized_layer(layer, stored[owner]))
-    result = QuantizedModel(surgery.finish(), tuple(surgery.attention))
+    result = QuantizedModel(surgery.finish(), surgery.plan)
     aliases = {name: tensors[first] for name, first in about["aliases"].items() if first in tensors}
     try:
         result.module.load_state_dict({**tensors, **aliases})
@@ -97,8 +96,8 @@ def _content(model: QuantizedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         "layers": layers,
         "tied": {path: owner for path, owner in tied.items() if path != owner},
         "aliases": aliases,
-        "attention": list(model.attention),
-        "folded": list(model.folded),
+        "attention": model.plan.attention,
+        "folded": model.plan.folded,
     }
     return tensors, {"lilliput": json.dumps(about, separators=(",", ":"))}
 

@@ -96,8 +96,10 @@ def _layer(
     offset = np.arange(sets)[:, None] * width
     stride = 1 << max(0, (width - 1).bit_length())
     while stride >= 1:
-        ends = np.arange(stride, width, 2 * stride)
-        if len(ends):
+        every = np.arange(stride, width, 2 * stride)
+        # Brackets of neighbouring ends share no more than their edges, so a part of the ends needs about that part of the memory.
+        parts = min(len(every), 1 + sets * width // _BLOCK_NUMBERS)
+        for ends in np.array_split(every, parts) if parts else ():
             low = start[:, ends - stride]
             after = ends + stride
             high = np.where(after < width, start[:, np.minimum(after, width - 1)], ends)

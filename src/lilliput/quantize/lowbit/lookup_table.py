@@ -39,7 +39,7 @@ class LookupTable(Method):
         """``lut-16 row``."""
         return f"lut-{self.levels} {self.where}"
 
-    def encode(self, weight: Tensor) -> Encoded:
+    def encode(self, weight: Tensor, gain: float) -> Encoded:
         """Symbols and ladders of a matrix."""
 
         def centres_of(sets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from lilliput.quantize.lowbit.config import Method
 from lilliput.quantize.lowbit.granularity import columns_per_set
 from lilliput.quantize.lowbit.ladders import Encoded, Ladders, row_blocks
 from lilliput.quantize.lowbit.layers import QuantizedLayer, quantized_layer
-from lilliput.quantize.lowbit.rebuild import Surgery, chosen, is_skipped, kind_of, storage_key
+from lilliput.quantize.lowbit.rebuild import Plan, Surgery, chosen, inventory, storage_key
 from lilliput.quantize.lowbit.stored import StoredWeight, pack
 
 
@@ -25,13 +25,11 @@ class QuantizedModel(nn.Module):
     ``module`` is the network itself, for attributes and methods of its own.
     """
 
-    def __init__(self, module: nn.Module, attention: tuple[str, ...] = (), folded: tuple[str, ...] = ()) -> None:
+    def __init__(self, module: nn.Module, plan: Plan) -> None:
         super().__init__()
         self.module = module
-        self.attention = attention
-        """Paths whose nn.MultiheadAttention became layers."""
-        self.folded = folded
-        """Paths of batch norms that were folded away."""
+        self.plan = plan
+        """Which attention modules became layers, and which batch norms were folded."""
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -46,8 +44,11 @@ class QuantizedModel(nn.Module):
     @property
     def stored_weights(self) -> dict[str, StoredWeight]:
         """Every packed weight by the path of the first layer that has it: tied weights once."""
-        unique = {id(layer.packed): (path, layer.packed) for path, layer in reversed(self.quantized_layers.items())}
-        return dict(reversed(list(unique.values())))
+        result: dict[str, StoredWeight] = {}
+        for path, layer in self.quantized_layers.items():
+            if all(layer.packed is not stored for stored in result.values()):
+                result[path] = layer.packed
+        return result
 
     @property
     def quantized_weight_count(self) -> int:
@@ -79,14 +80,12 @@ def quantize(model: nn.Module, config: Method) -> QuantizedModel:
         ConfigError: no layer to quantize, or the config does not fit one (names the layer).
         DataError: a weight is NaN, infinite, empty or not floating point (names the layer).
     """
-    surgery = Surgery(
-        model, lambda path, _: "MultiheadAttention" in config.layers and not (path and is_skipped(path, config))
-    )
+    surgery = Surgery(model, config)
     packed: dict[tuple[Any, ...], StoredWeight] = {}
     paths = list(chosen(surgery, config))
     if not paths:
         raise ConfigError(
-            f"no layer to quantize: {_inventory(model, surgery)}; the config takes {', '.join(config.layers)}"
+            f"no layer to quantize: {inventory(model, surgery)}; the config takes {', '.join(config.layers)}"
         )
     for path, layer in paths:
         key = storage_key(layer.weight)
@@ -98,7 +97,7 @@ def quantize(model: nn.Module, config: Method) -> QuantizedModel:
                 raise type(error)(f"layer '{path}': {error}") from None
             packed[key] = pack(encoded, config.storage, tuple(weight.shape))
         surgery.replace(path, quantized_layer(layer, packed[key]))
-    return QuantizedModel(surgery.finish(), tuple(surgery.attention))
+    return QuantizedModel(surgery.finish(), surgery.plan)
 
 
 def encode(weight: Float[Tensor, "rows *rest"], method: Method) -> Encoded:
@@ -109,11 +108,17 @@ def encode(weight: Float[Tensor, "rows *rest"], method: Method) -> Encoded:
     matrix = weight.detach().flatten(1)
     gain = _gain(matrix)
     if "tensor" in (method.granularity, getattr(method, "clusters", None)):
-        encoded = method.encode(matrix.float() / gain)
+        encoded = method.encode(matrix.float() / gain, gain)
         return replace(encoded, ladders=replace(encoded.ladders, gain=gain))
-    parts = [method.encode(matrix[block].float() / gain) for block in row_blocks(*matrix.shape)]
+    parts = [method.encode(matrix[block].float() / gain, gain) for block in row_blocks(*matrix.shape)]
     width = columns_per_set(method.granularity, method.group_size, matrix.shape[1])
     return Encoded(torch.cat([part.symbols for part in parts]), _stacked([part.ladders for part in parts], gain), width)
+
+
+def scaled(weight: Float[Tensor, "rows *rest"]) -> Float[Tensor, "rows columns"]:
+    """The weight as a float32 matrix whose largest entry has size 2**13 to 2**14, as methods take it."""
+    matrix = weight.detach().flatten(1)
+    return matrix.float() / _gain(matrix)
 
 
 def checked(weight: Tensor, path: str) -> Tensor:
@@ -144,7 +149,7 @@ def _gain(matrix: Tensor) -> float:
     if largest == 0.0:
         return 1.0
     exponent = math.frexp(largest)[1]
-    return math.ldexp(1.0, min(max(exponent, -100), 100) - 15)  # the largest weight becomes 2**14 to 2**15
+    return math.ldexp(1.0, min(max(exponent, -100), 100) - 14)  # the largest weight becomes 2**13 to 2**14
 
 
 def _stacked(ladders: list[Ladders], gain: float) -> Ladders:
@@ -153,12 +158,3 @@ def _stacked(ladders: list[Ladders], gain: float) -> Ladders:
         return None if parts[0] is None else torch.cat(parts)
 
     return Ladders(ladders[0].bits, rows("step"), rows("start"), rows("zero"), gain)
-
-
-def _inventory(model: nn.Module, surgery: Surgery) -> str:
-    kinds = sorted({str(kind_of(layer)) for layer in surgery.layers.values()})
-    return (
-        f"{type(model).__name__} has layers of kinds {', '.join(kinds)}"
-        if kinds
-        else f"{type(model).__name__} has none"
-    )

@@ -7,13 +7,17 @@ list, in an attribute), the copy holds the new one, and weights that are replace
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from lilliput.errors import DataError
 from lilliput.quantize.lowbit.attention import PROJECTIONS, ProjectedAttention
+from lilliput.quantize.lowbit.batchnorm import BatchNorm, Foldable, FoldedBatchNorm, foldable_pairs, folded
 from lilliput.quantize.lowbit.config import LayerKind, Method
 from lilliput.quantize.lowbit.layers import Layer
 
@@ -26,50 +30,88 @@ _KINDS: dict[LayerKind, type[nn.Module]] = {
 }
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is done to a network before layers are replaced; a file keeps it, so that loading does the same."""
+
+    attention: tuple[str, ...]
+    """Paths of the nn.MultiheadAttention modules whose projections become layers."""
+    folded: dict[str, str]
+    """Path of a layer -> path of the batch norm that was folded into it."""
+
+
 class Surgery:
     """Layers of one network by path, and what becomes of them."""
 
-    def __init__(self, model: nn.Module, is_projected: Callable[[str, nn.MultiheadAttention], bool]) -> None:
-        """``is_projected``: which attention modules show their projections as layers."""
+    def __init__(self, model: nn.Module, plan: Method | Plan) -> None:
+        """``plan``: what a method does before it quantizes, or what it did when a file was written."""
         self.model = model
-        self.attention: dict[str, ProjectedAttention] = {}
-        """Attention modules that will be replaced, by path."""
         self.layers: dict[str, Layer] = {}
-        """Every Linear, Conv1d, Conv2d and Embedding by its first path, projections of ``attention`` among them."""
+        """Every Linear, Conv1d, Conv2d and Embedding by its first path, projections of attention among them."""
+        self._attention: dict[str, ProjectedAttention] = {}
+        self._origins: dict[str, nn.Module] = {}  # what the model holds at the path of a layer
         self._new: dict[int, nn.Module] = {}
-        for path, module in model.named_modules():
-            if type(module) is nn.MultiheadAttention and is_projected(path, module):
-                attention = self.attention[path] = ProjectedAttention(module)
-                self._new[id(module)] = attention
-                for name in PROJECTIONS:
-                    self.layers[joined(path, name)] = getattr(attention, name)
-            elif isinstance(module, Layer) and kind_of(module) is not None:
-                self.layers.setdefault(path, module)
-        # A projected attention's out_proj is met again as the attention's child, after the attention itself.
+        self._find_layers(plan)
+        self._folded = self._fold_batchnorms(plan)
+
+    @property
+    def plan(self) -> Plan:
+        """What was done before any layer was replaced."""
+        return Plan(tuple(self._attention), self._folded)
 
     def replace(self, path: str, module: nn.Module) -> None:
         """What stands in the copy where the layer of this path stands in the model."""
-        old = self.layers[path]
-        self._new[id(old)] = module
-        for attention_path, attention in self.attention.items():
-            for name in PROJECTIONS:
-                if joined(attention_path, name) == path:
-                    setattr(attention, name, module)
+        owner, _, name = path.rpartition(".")
+        if owner in self._attention and name in PROJECTIONS:
+            setattr(self._attention[owner], name, module)
+        else:
+            self._new[id(self._origins[path])] = module
+
+    def substitute(self, path: str, module: nn.Module) -> None:
+        """What stands in the copy where any module stands in the model."""
+        self._new[id(self.model.get_submodule(path))] = module
 
     def finish(self) -> Any:
         """The copy."""
-        for attention in self.attention.values():
+        for path, attention in self._attention.items():
             for name in PROJECTIONS:
-                layer = getattr(attention, name)
-                if id(layer) in {id(each) for each in self.layers.values()}:  # not replaced: still shares memory
-                    setattr(attention, name, copy.deepcopy(layer))
+                if getattr(attention, name) is self.layers[joined(path, name)]:  # not replaced: it still shares memory
+                    setattr(attention, name, copy.deepcopy(getattr(attention, name)))
         result = copy.deepcopy(self.model, dict(self._new))
         for module in result.modules():
-            if isinstance(module, nn.TransformerEncoder) and any(
-                isinstance(each, ProjectedAttention) for each in module.modules()
-            ):
-                module.use_nested_tensor = False  # nested tensors are for the fused path alone
+            parts = module.modules() if isinstance(module, nn.TransformerEncoder) else ()
+            if any(isinstance(part, ProjectedAttention) for part in parts):
+                cast(Any, module).use_nested_tensor = False  # nested tensors are for the fused path alone
         return result
+
+    def _find_layers(self, plan: Method | Plan) -> None:
+        for path, module in self.model.named_modules():
+            if type(module) is nn.MultiheadAttention and _is_projected(path, plan):
+                attention = self._attention[path] = ProjectedAttention(module)
+                self._new[id(module)] = attention
+                for name in PROJECTIONS:
+                    self.layers[joined(path, name)] = getattr(attention, name)
+            # The out_proj of an attention is of that last type: it is found with the attention, or stays with it.
+            elif isinstance(module, Layer) and kind_of(module) and type(module) is not NonDynamicallyQuantizableLinear:
+                self.layers[path] = module
+                self._origins[path] = module
+
+    def _fold_batchnorms(self, plan: Method | Plan) -> dict[str, str]:
+        pairs: dict[str, str] = {}
+        if isinstance(plan, Plan):
+            pairs = plan.folded
+        elif plan.fold_batchnorm:
+            pairs = foldable_pairs(self.model)
+        modules = dict(self.model.named_modules())
+        for path, norm_path in pairs.items():
+            layer, norm = self.layers.get(path), modules.get(norm_path)
+            if not isinstance(layer, Foldable) or not isinstance(norm, BatchNorm):
+                raise DataError(
+                    f"layer '{path}' and batch norm '{norm_path}' are not such modules in {type(self.model).__name__}"
+                )
+            self.layers[path] = self._new[id(layer)] = folded(layer, norm)
+            self._new[id(norm)] = FoldedBatchNorm() if isinstance(layer, nn.Linear) else nn.Identity()
+        return pairs
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
@@ -94,7 +136,7 @@ def chosen(surgery: Surgery, method: Method) -> Iterator[tuple[str, Layer]]:
 def is_wanted(surgery: Surgery, method: Method, path: str, layer: Layer) -> bool:
     """Of a kind that the method quantizes, and not skipped by name."""
     owner = path.rpartition(".")[0]
-    kind = "MultiheadAttention" if owner in surgery.attention else kind_of(layer)
+    kind = "MultiheadAttention" if owner in surgery.plan.attention else kind_of(layer)
     return kind in method.layers and not is_skipped(path, method)
 
 
@@ -108,6 +150,23 @@ def is_skipped(path: str, method: Method) -> bool:
 def storage_key(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for tied weights: the same memory, seen the same way."""
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def inventory(model: nn.Module, surgery: Surgery) -> str:
+    """What a network has, for the message that none of it is wanted."""
+    kinds = sorted({str(kind_of(layer)) for layer in surgery.layers.values()})
+    name = type(model).__name__
+    return (
+        f"{name} has layers of kind {', '.join(kinds)}"
+        if kinds
+        else f"{name} has no Linear, Conv1d, Conv2d or Embedding"
+    )
+
+
+def _is_projected(path: str, plan: Method | Plan) -> bool:
+    if isinstance(plan, Plan):
+        return path in plan.attention
+    return "MultiheadAttention" in plan.layers and not (path and is_skipped(path, plan))
 
 
 def joined(path: str, name: str) -> str:

@@ -38,7 +38,7 @@ class RoundToNearest(Method):
         """``rtn-4 row``."""
         return f"rtn-{self.bits} {self.where}"
 
-    def encode(self, weight: Tensor) -> Encoded:
+    def encode(self, weight: Tensor, gain: float) -> Encoded:
         """Symbols and ladders of a matrix."""
         lower = per_set(weight, self.granularity, self.group_size, lambda sets: sets.amin(dim=1, keepdim=True))
         upper = per_set(weight, self.granularity, self.group_size, lambda sets: sets.amax(dim=1, keepdim=True))
