@@ -21,7 +21,7 @@ def test_branch_and_bound_ends_at_the_exact_constant(widths, seed):
 def test_it_is_anytime_and_sound(act, norm):
     model, centre = mlp(4, 24, 24, 3, act=act, gain=2.0), torch.zeros(4, dtype=torch.float64)
     crown = local_lipschitz(model, centre, 0.5, norm)
-    hurried, longer = (local_lipschitz(model, centre, 0.5, norm, method="bab", time_limit=t) for t in (0, 0.7))
+    hurried, longer = (local_lipschitz(model, centre, 0.5, norm, method="bab", time_limit=t) for t in (0, 3))
     assert (hurried.per_output <= crown.per_output).all()
     assert longer.upper < crown.upper
     uppers = [step[1] for step in longer.trace]

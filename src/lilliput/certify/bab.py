@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lilliput.certify.alpha import trained_preactivations
-from lilliput.certify.exact import CLOSED, Patterns, fixed, is_empty
+from lilliput.certify.exact import CLOSED, Cell, Patterns, fixed, is_empty
 from lilliput.certify.jacobian import JacobianBounds, bound_jacobian
 from lilliput.certify.network import Network
 from lilliput.certify.preactivation import Preactivations, preactivations
@@ -94,7 +94,7 @@ class _Search:
         """Work until done; (clock, open domains) after each step."""
         splits = tuple(torch.zeros_like(lower, dtype=torch.bool) for lower in masks.lower)
         for row in range(len(self.upper)):
-            self._push(_Domain(row, masks, _row(bounds, row), splits))
+            self._push(_Domain(row, masks, bounds.take_rows(slice(row, row + 1)), splits))
         steps = [self._note()]
         while self.heap and -self.heap[0][0] > self._goal() and time.perf_counter() < deadline:
             batch: list[_Domain] = []
@@ -152,16 +152,13 @@ class _Search:
             self._push(_Domain(parent.row, found.take(here), part, splits))
 
     def _finish(self, domain: _Domain, deadline: float) -> None:
-        row = slice(domain.row, domain.row + 1)
         if not self.network.is_piecewise_linear:
             self._close(domain, domain.bounds.norm[0, 0])
             return
-        patterns = Patterns(self.network, self.region, self.rows[:, row])
-        goal = Witness(self.best.norm[:, row].clone(), self.best.point[:, row].clone())
-        most, point = patterns.explore(domain.masks, domain.bounds, goal, deadline, domain.splits)
-        # Pruning against this row's own best leaves a bound of at most that, which is sound and attained.
-        self._close(domain, torch.minimum(most[0], domain.bounds.norm[0, 0]))
-        self.best.norm[:, row], self.best.point[:, row] = point.norm, point.point
+        cell = Cell(self.region, torch.tensor([domain.row]), domain.masks, domain.bounds, domain.splits)
+        patterns = Patterns(self.network, self.region, self.rows)
+        most, self.best = patterns.explore([cell], self.best, deadline, largest_only=True)
+        self._close(domain, torch.minimum(most[domain.row], domain.bounds.norm[0, 0]))
 
     def _halves(
         self, domain: _Domain, slopes: list[tuple[Tensor, Tensor]]
@@ -183,17 +180,3 @@ class _Search:
         splits[gate][0, unit] = True
         sides = [(float("-inf"), at), (at, float("inf"))]
         return [(fixed(domain.masks, gate, unit, low, high), tuple(splits)) for low, high in sides]
-
-
-def _row(bounds: JacobianBounds, row: int) -> JacobianBounds:
-    here = slice(row, row + 1)
-
-    def cut(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return pair[0][:, here], pair[1][:, here]
-
-    return JacobianBounds(
-        bounds.norm[:, here],
-        cut(bounds.jacobian),
-        tuple(map(cut, bounds.behind)),
-        tuple(w[:, here] for w in bounds.weights),
-    )
