@@ -53,7 +53,10 @@ class Preactivations:
 
 @dataclass(frozen=True)
 class Lines:
-    """``below_k z + below_b <= s(z) <= above_k z + above_b`` for one gate's units: (domains, units), or (domains, rows, units)."""
+    """``below_k z + below_b <= s(z) <= above_k z + above_b`` for one gate's units.
+
+    (domains, units), (domains, rows, units), or (sides, domains, rows, units).
+    """
 
     below_k: Tensor
     below_b: Tensor
@@ -178,8 +181,8 @@ def _sided(A: Tensor) -> Tensor:
 
 
 def _rows(line: Tensor) -> Tensor:
-    """(domains, units) or (domains, rows, units), made to meet (sides, domains, rows, units)."""
-    return line[None, :, None] if line.dim() == 2 else line[None]
+    """(domains, units) or (domains, rows, units), made to meet (sides, domains, rows, units); one that does already stays."""
+    return line[None, :, None] if line.dim() == 2 else line[None] if line.dim() == 3 else line
 
 
 def relax(A: Tensor, below_k: Tensor, below_b: Tensor, above_k: Tensor, above_b: Tensor) -> tuple[Tensor, Tensor]:
