@@ -27,15 +27,19 @@ import torch
 from torch import Tensor
 
 from lilliput.certify.alpha import trained_preactivations
+from lilliput.certify.domain import MOST_CUTS, MOST_INPUTS, is_empty
 from lilliput.certify.flatness import Side, WholeNetwork
 from lilliput.certify.gate import Gate
+from lilliput.certify.halfspace import HalfSpaces
 from lilliput.certify.jacobian import JacobianBounds, bound_jacobian, joined
 from lilliput.certify.network import Network
 from lilliput.certify.polyhedron import Array, Planes, affine_inputs, box, crossed, deepest, margin_of
-from lilliput.certify.preactivation import Preactivations, preactivations
+from lilliput.certify.preactivation import Preactivations, preactivations, stacked
 from lilliput.certify.problem import Answer, Problem
 from lilliput.certify.propagated import answer_from
-from lilliput.certify.region import Region
+from lilliput.certify.refining import Refining
+from lilliput.certify.region import Region, joined_regions
+from lilliput.certify.walk import walk
 from lilliput.certify.witness import Witness, norm_at, search
 from lilliput.errors import ConfigError
 
@@ -65,30 +69,15 @@ def exact(problem: Problem) -> Answer:
     masks = trained_preactivations(network, region, masks, problem.alpha_steps if problem.time_limit > 0 else 0)
     start, bounds = answer_from(problem, masks, within=bounds)
     found = search(network, region, rows, seed=problem.seed)
-    upper, is_over = torch.minimum(loose.norm, start.norm), False
-    trace: list[tuple[float, float, float, int]] = []
-    for domain in range(len(rows)):
-        here = slice(domain, domain + 1)
-        share = (problem.time_limit - (time.perf_counter() - started)) / (len(rows) - domain)
+    if problem.time_limit > 0:
+        found = walk(network, region, rows, found)
+    work = Refining(problem, started, torch.minimum(loose.norm, start.norm), found)
+    for centre in work.centres():
+        here = centre.here
         cell = Cell(region.take(here), torch.arange(rows.shape[1]), masks.take(here), bounds.take(here))
-
-        def note(most: Tensor, best: Witness, open_cells: int, domain: int = domain) -> None:
-            now = torch.minimum(upper[domain], most)
-            others = [each for each in range(len(rows)) if each != domain]
-            highest = max(float(now.max()), *(float(upper[each].max()) for each in others), 0.0)
-            least = max(float(best.norm.max()), *(float(found.norm[each].max()) for each in others), 0.0)
-            trace.append((time.perf_counter() - started, highest, least, open_cells))
-
-        patterns = Patterns(network, region.take(here), rows[here], note)
-        best = Witness(found.norm[here], found.point[here])
-        most, best = patterns.explore([cell], best, time.perf_counter() + share)
-        is_over |= patterns.is_over
-        upper[domain] = torch.minimum(upper[domain], most)
-        found.norm[here], found.point[here] = best.norm, best.point
-    is_closed = bool((upper <= found.norm * (1 + 10 * CLOSED)).all())
-    status = "exact" if is_closed else "time_limit" if is_over else "bounded"
-    trace.append((time.perf_counter() - started, float(upper.max()), float(found.norm.max()), 0))
-    return Answer(upper, start.jacobian, status, found, trace)
+        patterns = Patterns(network, region.take(here), rows[here], centre.note)
+        work.close(centre, *patterns.explore([cell], centre.best, centre.deadline), patterns.is_stopped)
+    return work.answer(start.jacobian, CLOSED, every_row=True)
 
 
 @dataclass
@@ -128,7 +117,7 @@ class Patterns:
         self.network, self.region, self.rows, self.note = network, region, rows, note
         self.margin = margin_of(network)
         self.whole = WholeNetwork(network)
-        self.is_over = False
+        self.is_stopped = False
         self.programs = 0
         self.leaves = 0
 
@@ -154,14 +143,18 @@ class Patterns:
                 cell.point, cell.is_met = (low + high) / 2, True
             self._push(cell)
         self.note(self._upper(), self.best, len(self.heap))
-        while self.heap:
-            if time.perf_counter() > deadline:
-                self.is_over = True
-                break
-            self._step()
-            if time.perf_counter() > noted + 0.05:  # a look at all cells takes a while
-                self.note(self._upper(), self.best, len(self.heap))
-                noted = time.perf_counter() + (time.perf_counter() - noted) / 4
+        while self.heap and time.perf_counter() < deadline and not self.is_stopped:
+            taken: list[Cell] = []
+            try:
+                self._step(taken)
+                if time.perf_counter() > noted + 0.02:  # a look at all cells takes a while
+                    self.note(self._upper(), self.best, len(self.heap))
+                    noted = time.perf_counter()
+            except KeyboardInterrupt:
+                # Parts that were queued already do no harm.
+                for cell in taken:
+                    self._push(cell)
+                self.is_stopped = True
         return self._upper(), self.best
 
     def _upper(self) -> Tensor:
@@ -187,12 +180,13 @@ class Patterns:
         which = cell.which[rows]
         self.done[which] = torch.maximum(self.done[which], cell.bounds.norm[0, rows])
 
-    def _step(self) -> None:
+    def _step(self, taken: list[Cell]) -> None:
         """Take the cells with the largest bounds; drop those that are not met, and split the rest."""
         cells: list[Cell] = []
         goal = self._goal()
         while self.heap and len(cells) < _TOGETHER:
-            cell = self._of_open_rows(heapq.heappop(self.heap)[2], goal)
+            taken.append(heapq.heappop(self.heap)[2])
+            cell = self._of_open_rows(taken[-1], goal)
             if cell is not None and (cell.is_met or self._meet(cell)):
                 cells.append(cell)
         self._measure(cells)
@@ -239,7 +233,7 @@ class Patterns:
 
     def _split(self, cells: list[Cell]) -> None:
         """Each cell's parts on the pieces of its first open gate, or the end of it where all gates are fixed."""
-        together = _stack([cell.masks for cell in cells])
+        together = stacked([cell.masks for cell in cells])
         slopes = together.slopes(self.network)
         scores = joined([cell.bounds for cell in cells]).area(slopes)
         chosen: list[tuple[Cell, int]] = []
@@ -302,7 +296,7 @@ class Patterns:
         return not self.whole.is_small or self.whole.is_constant(cell.masks, Side(cell.gate, unit, at, 1))
 
     def _pieces(self, gate: int, cells: list[Cell], units: Tensor) -> list[Cell]:
-        masks = _stack([cell.masks for cell in cells])
+        masks = stacked([cell.masks for cell in cells])
         inputs = affine_inputs(self.network, self.region, gate, units, masks.slopes(self.network), masks)
         kind = self.network.gates[gate].gate
         parts: list[Cell] = []
@@ -325,10 +319,23 @@ class Patterns:
         masks = fixed(cell.masks, gate, torch.tensor([unit]), low, high)
         return replace(cell, masks=masks, planes=planes, point=point, is_met=point is not None)
 
+    def _clipped(self, part: Cell) -> Region:
+        """The part's region with its newest planes as half-spaces."""
+        assert part.planes is not None
+        if self.network.inputs > MOST_INPUTS:
+            return part.region
+        H = part.planes.A[::-1][:MOST_CUTS] / self.region.eps
+        like = self.region.centre
+        cuts = HalfSpaces.none(1, MOST_CUTS, like)
+        cuts.H[0, : len(H)] = torch.from_numpy(H.copy()).to(like)
+        cuts.h[0, : len(H)] = torch.from_numpy(part.planes.b[::-1][:MOST_CUTS].copy()).to(like)
+        cuts.h[0, : len(H)] -= cuts.H[0, : len(H)] @ like[0]
+        return replace(part.region, cuts=cuts)
+
     def _bound(self, parts: list[Cell]) -> None:
         """Bounds of all parts in one batch; those that masks alone show to be empty are dropped."""
-        together = _stack([part.masks for part in parts])
-        region = _regions([part.region for part in parts])
+        together = stacked([part.masks for part in parts])
+        region = joined_regions([self._clipped(part) for part in parts])
         masks = preactivations(self.network, region, within=together)
         empty = is_empty(masks, together, self.network).tolist()
         rows = torch.stack([self.rows[0, part.which] for part in parts])
@@ -339,20 +346,6 @@ class Patterns:
                 here = slice(index, index + 1)
                 part.masks, part.bounds = masks.take(here), bounds.take(here)
                 self._push(part)
-
-
-def _stack(masks: list[Preactivations]) -> Preactivations:
-    return Preactivations(
-        tuple(torch.cat(each) for each in zip(*(mask.lower for mask in masks), strict=True)),
-        tuple(torch.cat(each) for each in zip(*(mask.upper for mask in masks), strict=True)),
-    )
-
-
-def _regions(regions: list[Region]) -> Region:
-    centre, lower, upper = (
-        torch.cat([getattr(region, name) for region in regions]) for name in ("centre", "lower", "upper")
-    )
-    return Region(centre, regions[0].eps, regions[0].norm, lower, upper)
 
 
 def pieces(gate: Gate, lower: float, upper: float) -> Iterator[tuple[float, float]]:
@@ -376,13 +369,3 @@ def fixed(masks: Preactivations, gate: int, units: Tensor, low: float, high: flo
         most = high - max(abs(high) * kind.eps, kind.tiny)
         upper[gate][domains, units] = upper[gate][domains, units].clamp(max=most)
     return Preactivations(tuple(lower), tuple(upper))
-
-
-def is_empty(masks: Preactivations, within: Preactivations, network: Network) -> Tensor:
-    """Domains (domains,) that no point lies in: bounds that miss the assumed ones by more than rounding."""
-    tolerance = 1e-9 if network.dtype == torch.float64 else 1e-3
-    empty = torch.zeros(len(masks), dtype=torch.bool, device=network.device)
-    for lower, upper, low, high in zip(masks.lower, masks.upper, within.lower, within.upper, strict=True):
-        slack = tolerance * (1 + low.abs() + high.abs())
-        empty |= ((lower < low - slack) | (upper > high + slack)).any(1)
-    return empty

@@ -66,6 +66,15 @@ class JacobianBounds:
             tuple(each[:, rows] for each in self.weights),
         )
 
+    def by_row(self) -> JacobianBounds:
+        """Rows as domains of one row each, and domains as rows: the bounds of one domain, as a batch of its rows."""
+        return JacobianBounds(
+            self.norm.transpose(0, 1),
+            (self.jacobian[0].transpose(0, 1), self.jacobian[1].transpose(0, 1)),
+            tuple((lower.transpose(0, 1), upper.transpose(0, 1)) for lower, upper in self.behind),
+            tuple(each.transpose(0, 1) for each in self.weights),
+        )
+
     def area(self, slopes: list[Interval]) -> tuple[Tensor, ...]:
         """How much each gate's relaxation may cost, (domains, rows, units): the score that branching takes the largest of.
 
