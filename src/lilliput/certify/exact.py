@@ -140,7 +140,9 @@ class Patterns:
             cell.planes = cell.planes or Planes.none(self.network.inputs)
             if not len(cell.planes) and cell.point is None:
                 low, high = box(cell.region)
-                cell.point, cell.is_met = (low + high) / 2, True
+                # The middle of a box that the data's range has cut can lie outside of a ball; the centre never does.
+                cell.point = (low + high) / 2 if self.region.norm == "inf" else 0 * low
+                cell.is_met = True
             self._push(cell)
         self.note(self._upper(), self.best, len(self.heap))
         while self.heap and time.perf_counter() < deadline and not self.is_stopped:

@@ -42,11 +42,16 @@ class HalfSpaces:
     ) -> Float[Tensor, "sides domains rows"]:
         """Upper bound of ``a . x`` over the part of each box (domains, inputs) that lies in the half-spaces."""
         added = A.new_zeros(A.shape[:3])
+        A = A.clone()
         for plane in range(self.H.shape[1]):
             H, h = self.H[:, plane, None], self.h[:, plane, None]
-            beta = _multiplier(A, H, (H * middle[:, None]).sum(-1) + h, radius[:, None])
-            A = A + beta[..., None] * H
-            added = added + beta * h
+            weight = H.abs() * radius[:, None]
+            # The right derivative at beta = 0; where it is not negative, 0 is best.
+            slope = torch.where(A * H < 0, -weight, weight).sum(-1) + (H * middle[:, None]).sum(-1) + h
+            side, domain, row = (slope < 0).nonzero(as_tuple=True)
+            beta = _multiplier(A[side, domain, row], H[domain, 0], slope[side, domain, row], weight[domain, 0])
+            A[side, domain, row] += beta[:, None] * H[domain, 0]
+            added[side, domain, row] += beta * h[domain, 0]
         return (A * middle[:, None] + A.abs() * radius[:, None]).sum(-1) + added
 
     def misses(self, middle: Tensor, radius: Tensor) -> Tensor:
@@ -58,17 +63,13 @@ class HalfSpaces:
         return (inside + reach < -tolerance * size).any(1)
 
 
-def _multiplier(A: Tensor, H: Tensor, value: Tensor, radius: Tensor) -> Tensor:
-    """The beta that minimises ``|a + beta H| . radius + beta value``, (sides, domains, rows)."""
-    weight = H.abs() * radius
-    flips = (A * H < 0) & (radius > 0)
-    at = torch.where(flips, -A / torch.where(H == 0, 1.0, H), torch.inf)
-    # The right derivative at 0; each coefficient that changes its sign on the way adds twice its weight.
-    slope = value + torch.where(flips, -weight, weight).sum(-1)
-    at, order = at.sort(-1)
-    rise = torch.where(at.isfinite(), 2 * weight.expand_as(A).gather(-1, order), 0.0).cumsum(-1)
+def _multiplier(A: Tensor, H: Tensor, slope: Tensor, weight: Tensor) -> Tensor:
+    """The beta that minimises ``|A + beta H| . radius + beta value``, (cases,), where that falls at 0 with the given slope."""
+    flips = (A * H < 0) & (weight > 0)
+    at, order = torch.where(flips, -A / torch.where(flips, H, 1.0), torch.inf).sort(-1)
+    # Each coefficient that changes its sign on the way adds twice its weight.
+    rise = 2 * torch.where(flips, weight, 0.0).gather(-1, order).cumsum(-1)
     # Where even the last kink leaves it falling, the box lies outside: any beta is sound, and ``misses`` tells.
-    last = (at.isfinite().sum(-1) - 1).clamp(min=0)
-    turn = torch.minimum((slope[..., None] + rise < 0).sum(-1), last)
-    beta = at.gather(-1, turn[..., None]).squeeze(-1)
-    return torch.where((slope < 0) & beta.isfinite(), beta, 0.0)
+    turn = torch.minimum((slope[:, None] + rise < 0).sum(-1), (flips.sum(-1) - 1).clamp(min=0))
+    beta = at.gather(-1, turn[:, None])[:, 0]
+    return torch.where(beta.isfinite(), beta, 0.0)
