@@ -3,9 +3,10 @@
     python benchmarks/certify_complete.py [--only NAME] [--seconds 30] [--brute-seconds 60]
 
 Networks: the shapes that Shi et al. (2022) and LipMIP use. 16-... are trained on random-k data (10,000 uniform points in [0, 1]^16, the
-class of the nearest of 80 random leaders), 64-... and 784-... on scikit-learn's digits (784: enlarged bilinearly), 4-12-3 is as drawn. Centres:
-the middle of the cube, the first digit, 0. Norm inf, all rows, one thread; seconds are of the processor. The enumeration splits one unit
-after the other, keeps both sides that a linear program finds open, and prunes nothing.
+class of the nearest of 80 random leaders), 64-... and 784-... on scikit-learn's digits (784: enlarged bilinearly), 4-12-3 is as drawn.
+Centres: the middle of the cube, the first digit, 0. Norm inf, all rows, one thread; seconds are of the processor, but the limit of
+--seconds is of the clock. The enumeration splits one unit after the other, keeps each side that a linear program finds open, and prunes
+nothing.
 """
 
 from __future__ import annotations
