@@ -119,6 +119,20 @@ def test_a_batch_and_the_worst_case_of_no_time_stay_sound():
     assert (hurried.per_output <= crown.per_output * (1 + 1e-12)).all()
 
 
+def test_the_trace_tells_of_both_bounds_while_it_works():
+    result = local_lipschitz(
+        mlp(4, 12, 8, 3, seed=7, gain=1.5), torch.zeros(4, dtype=torch.float64), 0.5, method="exact"
+    )
+    seconds, uppers, lowers, cells = zip(*result.trace, strict=True)
+    assert len(result.trace) > 1
+    assert list(seconds) == sorted(seconds)
+    assert list(uppers) == sorted(uppers, reverse=True)
+    assert list(lowers) == sorted(lowers)
+    assert all(upper >= lower for upper, lower in zip(uppers, lowers, strict=True))
+    assert uppers[0] > uppers[-1] == pytest.approx(result.upper, rel=1e-12)
+    assert cells[-1] == 0
+
+
 def test_a_smooth_gate_is_refused_with_what_to_use_instead():
     with pytest.raises(ConfigError, match=r"piecewise linear.*method='crown'"):
         local_lipschitz(mlp(3, 4, 2, act=nn.Tanh), torch.zeros(3), 0.1, method="exact")

@@ -1,38 +1,45 @@
-"""Branch and bound over gates: best first, a batch of domains at a time, until the gap is closed or time is over.
+"""Branch and bound over gates and inputs: best first, a batch of domains at a time, until the gap is closed or time is over.
 
-A domain is one row of the outputs and bounds of every gate's input (masks). It is split at the gate on which its bound hangs most
-(``JacobianBounds.area``): at a kink into both sides, at a smooth gate in the middle of its interval. Each half tightens the later gates'
-inputs by CROWN and is dropped where those show it empty. Where few gates of a piecewise linear network are left, linear programs finish
-the domain exactly (``lilliput.certify.exact``): masks alone never would, for they keep patterns that no point has.
+A domain is one row of the outputs, bounds of every gate's input (masks) and a box. It is split at the gate on which its bound hangs most
+(``JacobianBounds.area``): at a kink into both sides, at a smooth gate in the middle of its interval. In few dimensions the box may be split
+instead, whichever lowers the bound more. Each half clips its box with the half-spaces that its splits imply, tightens the gates' inputs
+over that, and is dropped where they show it empty. Where few gates of a piecewise linear network are left, linear programs finish the
+domain exactly (``lilliput.certify.exact``): masks alone never would, for they keep patterns that no point has.
 
-A row whose bound is below what was found for another one is not split further: it cannot be the largest. Its own bound stays sound.
+From below, points are met by walking across gates (``lilliput.certify.walk``), in the middle of boxes, and by the linear programs. A row
+whose bound is below what was found for another one is not split further: it cannot be the largest. Its own bound stays sound.
 
-Source: Shi et al. 2022 (arXiv:2210.07394), section 4. Ours differs: all rows in one frontier; masks recomputed; empty domains dropped;
-exact leaves; trained lines at the root (``lilliput.certify.alpha``); smooth gates.
+Source: Shi et al. 2022 (arXiv:2210.07394), section 4. Ours differs: all rows in one frontier; masks and boxes recomputed; empty domains
+dropped; exact leaves; trained lines at the root (``lilliput.certify.alpha``); smooth gates; lower bounds.
 """
 
 from __future__ import annotations
 
 import heapq
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lilliput.certify.alpha import trained_preactivations
-from lilliput.certify.exact import CLOSED, Patterns, fixed, is_empty
-from lilliput.certify.jacobian import JacobianBounds, bound_jacobian
+from lilliput.certify.domain import Domains, bounded, gate_halves, input_halves, root
+from lilliput.certify.exact import CLOSED, Cell, Patterns
 from lilliput.certify.network import Network
-from lilliput.certify.preactivation import Preactivations, preactivations
+from lilliput.certify.preactivation import preactivations
 from lilliput.certify.problem import Answer, Problem
 from lilliput.certify.propagated import answer_from
+from lilliput.certify.refining import Refining
 from lilliput.certify.region import Region
-from lilliput.certify.witness import Witness, search
+from lilliput.certify.walk import walk
+from lilliput.certify.witness import Witness, norm_at, search
 
 _BATCH = 64
 _FEW_GATES = 8
 """Undecided gates at most, for a domain to be finished by linear programs."""
+_FEW_INPUTS = 8
+"""Inputs at most, for boxes to be split as well."""
+_STEPS_PER_WALK = 16
 
 
 def bab(problem: Problem) -> Answer:
@@ -46,154 +53,151 @@ def bab(problem: Problem) -> Answer:
     trained = trained_preactivations(network, region, start, problem.alpha_steps if problem.time_limit > 0 else 0)
     answer, bounds = answer_from(problem, trained, within=bounds)
     found = search(network, region, rows, seed=problem.seed)
-    upper = torch.minimum(loose.norm, answer.norm)
-    trace: list[tuple[float, float, float, int]] = []
-    for domain in range(len(rows)):
-        here = slice(domain, domain + 1)
-        share = (problem.time_limit - (time.perf_counter() - started)) / (len(rows) - domain)
-        one = _Search(
-            network, region.take(here), rows[here], upper[domain].clone(), Witness(found.norm[here], found.point[here])
-        )
-        steps = one.run(trained.take(here), bounds.take(here), time.perf_counter() + share)
-        upper[domain], found.norm[here], found.point[here] = one.upper, one.best.norm, one.best.point
-        for clock, open_domains in steps:
-            most, least = float(upper.amax(1).max()), float(found.norm.amax(1).max())
-            if len(rows) == 1:
-                most, least = one.history[len(trace)]
-            trace.append((clock - started, most, least, open_domains))
-    is_closed = bool((upper.amax(1) <= found.norm.amax(1) * (1 + 10 * CLOSED)).all())
-    is_over = time.perf_counter() - started >= problem.time_limit
-    return Answer(
-        upper, answer.jacobian, "exact" if is_closed else "time_limit" if is_over else "bounded", found, trace
-    )
-
-
-@dataclass
-class _Domain:
-    """A part of the region for one row; ``bounds`` has that row alone."""
-
-    row: int
-    masks: Preactivations
-    bounds: JacobianBounds
-    splits: tuple[Tensor, ...]
-    """For each gate, which units are fixed by a split, (1, units)."""
+    if problem.time_limit > 0:
+        found = walk(network, region, rows, found)
+    work = Refining(problem, started, torch.minimum(loose.norm, answer.norm), found)
+    for centre in work.centres():
+        one = _Search(network, region.take(centre.here), rows[centre.here], centre.best, centre.note)
+        domains = root(network, region.take(centre.here), trained.take(centre.here), bounds.take(centre.here))
+        work.close(centre, *one.run(domains, centre.deadline), one.is_stopped)
+    return work.answer(answer.jacobian, CLOSED)
 
 
 class _Search:
     """The frontier of one centre."""
 
-    def __init__(self, network: Network, region: Region, rows: Tensor, upper: Tensor, best: Witness) -> None:
-        self.network, self.region, self.rows = network, region, rows
-        self.upper, self.best = upper, best
-        self.done = torch.zeros_like(upper)
-        self.heap: list[tuple[float, int, _Domain]] = []
-        self.count = 0
-        self.history: list[tuple[float, float]] = []
+    def __init__(
+        self,
+        network: Network,
+        region: Region,
+        rows: Tensor,
+        best: Witness,
+        note: Callable[[Tensor, Witness, int], None],
+    ) -> None:
+        self.network, self.region, self.rows, self.best, self.note = network, region, rows, best, note
+        self.done = torch.zeros_like(best.norm[0])
+        self.heap: list[tuple[float, int, Domains, int]] = []
+        self.count = self.steps = 0
+        self.is_stopped = False
+        self.splits_inputs = network.inputs <= _FEW_INPUTS and region.norm == "inf"
 
-    def run(self, masks: Preactivations, bounds: JacobianBounds, deadline: float) -> list[tuple[float, int]]:
-        """Work until done; (clock, open domains) after each step."""
-        splits = tuple(torch.zeros_like(lower, dtype=torch.bool) for lower in masks.lower)
-        for row in range(len(self.upper)):
-            self._push(_Domain(row, masks, _row(bounds, row), splits))
-        steps = [self._note()]
-        while self.heap and -self.heap[0][0] > self._goal() and time.perf_counter() < deadline:
-            batch: list[_Domain] = []
-            while self.heap and len(batch) < _BATCH and -self.heap[0][0] > self._goal():
-                batch.append(heapq.heappop(self.heap)[2])
-            self._step(batch, deadline)
-            steps.append(self._note())
-        return steps
+    def run(self, domains: Domains, deadline: float) -> tuple[Tensor, Witness]:
+        """Each row's upper bound, and the best points."""
+        self._push(domains)
+        self.note(self._upper(), self.best, len(self.heap))
+        noted = time.perf_counter()
+        while self.heap and -self.heap[0][0] > self._goal() and time.perf_counter() < deadline and not self.is_stopped:
+            batch = self._pop()
+            try:
+                self._step(batch, deadline)
+                if time.perf_counter() > noted + 0.02:  # a look at all domains takes a while
+                    self.note(self._upper(), self.best, len(self.heap))
+                    noted = time.perf_counter()
+            except KeyboardInterrupt:
+                # Halves that were pushed already do no harm.
+                self._push(batch)
+                self.is_stopped = True
+        return self._upper(), self.best
+
+    def _upper(self) -> Tensor:
+        upper = self.done.tolist()
+        for bound, _, domains, index in self.heap:
+            row = int(domains.rows[index])
+            upper[row] = max(upper[row], -bound)
+        return self.done.new_tensor(upper)
 
     def _goal(self) -> float:
         return float(self.best.norm.max()) * (1 + CLOSED)
 
-    def _push(self, domain: _Domain) -> None:
-        self.count += 1
-        heapq.heappush(self.heap, (-float(domain.bounds.norm[0, 0]), self.count, domain))
+    def _push(self, domains: Domains) -> None:
+        """Queue, or count as done where what was found is not exceeded."""
+        goal = self._goal()
+        for index, (bound, row) in enumerate(
+            zip(domains.bounds.norm[:, 0].tolist(), domains.rows.tolist(), strict=True)
+        ):
+            if bound <= goal:
+                self.done[row] = max(float(self.done[row]), bound)
+            else:
+                self.count += 1
+                heapq.heappush(self.heap, (-bound, self.count, domains, index))
 
-    def _note(self) -> tuple[float, int]:
-        most = self.done.clone()
-        for bound, _, domain in self.heap:
-            most[domain.row] = torch.maximum(most[domain.row], most.new_tensor(-bound))
-        self.upper = torch.minimum(self.upper, most)
-        self.history.append((float(self.upper.max()), float(self.best.norm.max())))
-        return time.perf_counter(), sum(-bound > self._goal() for bound, _, _ in self.heap)
+    def _pop(self) -> Domains:
+        """Those with the largest bounds."""
+        together: dict[int, tuple[Domains, list[int]]] = {}
+        for _ in range(_BATCH):
+            if not self.heap or -self.heap[0][0] <= self._goal():
+                break
+            _, _, domains, index = heapq.heappop(self.heap)
+            together.setdefault(id(domains), (domains, []))[1].append(index)
+        return Domains.joined([domains.take(torch.tensor(indices)) for domains, indices in together.values()])
 
-    def _close(self, domain: _Domain, bound: Tensor) -> None:
-        self.done[domain.row] = torch.maximum(self.done[domain.row], bound)
+    def _step(self, batch: Domains, deadline: float) -> None:
+        self._meet(batch)
+        slopes = batch.masks.slopes(self.network)
+        undecided = sum((least < greatest).sum(1) for least, greatest in slopes)
+        assert isinstance(undecided, Tensor)
+        is_last = undecided <= (_FEW_GATES if self.network.is_piecewise_linear else 0)
+        if bool(is_last.any()):
+            self._finish(batch.take(is_last), deadline)
+            batch = batch.take(~is_last)
+        if len(batch) and not self.is_stopped:
+            self._push(self._split(batch))
 
-    def _step(self, batch: list[_Domain], deadline: float) -> None:
-        halves: list[tuple[_Domain, Preactivations, tuple[Tensor, ...]]] = []
-        for domain in batch:
-            slopes = domain.masks.slopes(self.network)
-            undecided = sum(int((least < greatest).sum()) for least, greatest in slopes)
-            if undecided == 0 or (undecided <= _FEW_GATES and self.network.is_piecewise_linear):
-                self._finish(domain, deadline)
-                continue
-            halves += [(domain, masks, splits) for masks, splits in self._halves(domain, slopes)]
-        if not halves:
-            return
-        together = Preactivations(
-            tuple(torch.cat(each) for each in zip(*(masks.lower for _, masks, _ in halves), strict=True)),
-            tuple(torch.cat(each) for each in zip(*(masks.upper for _, masks, _ in halves), strict=True)),
-        )
-        found = preactivations(
-            self.network, self.region.take(torch.zeros(len(halves), dtype=torch.long)), within=together
-        )
-        empty = is_empty(found, together, self.network)
-        rows = torch.stack([self.rows[0, domain.row] for domain, _, _ in halves])[:, None]
-        bounds = bound_jacobian(self.network, found.slopes(self.network), rows, self.region.norm)
-        for index, (parent, _, splits) in enumerate(halves):
-            if bool(empty[index]):
-                continue
-            here = slice(index, index + 1)
-            part = bounds.take(here)
-            part.norm.copy_(torch.minimum(part.norm, parent.bounds.norm))
-            self._push(_Domain(parent.row, found.take(here), part, splits))
+    def _meet(self, batch: Domains) -> None:
+        """Norms in the middle of the boxes; now and then a walk from the best of them."""
+        x = self.region.nearest(((batch.region.lower + batch.region.upper) / 2)[:, None])[:, 0]
+        norm = norm_at(self.network, x, self.rows[0, batch.rows][:, None], self.region.norm)[:, 0]
+        index = norm.argmax()
+        row = slice(int(batch.rows[index]), int(batch.rows[index]) + 1)
+        start = Witness(norm[index].reshape(1, 1), x[index].reshape(1, 1, -1))
+        if self.steps % _STEPS_PER_WALK == 0:
+            start = walk(self.network, self.region, self.rows[:, row], start)
+        if float(start.norm) > float(self.best.norm[0, row]):
+            self.best.norm[:, row], self.best.point[:, row] = start.norm, start.point
+        self.steps += 1
 
-    def _finish(self, domain: _Domain, deadline: float) -> None:
-        row = slice(domain.row, domain.row + 1)
+    def _finish(self, batch: Domains, deadline: float) -> None:
         if not self.network.is_piecewise_linear:
-            self._close(domain, domain.bounds.norm[0, 0])
+            for row, bound in zip(batch.rows.tolist(), batch.bounds.norm[:, 0].tolist(), strict=True):
+                self.done[row] = max(float(self.done[row]), bound)
             return
-        patterns = Patterns(self.network, self.region, self.rows[:, row])
-        goal = Witness(self.best.norm[:, row].clone(), self.best.point[:, row].clone())
-        most, point = patterns.explore(domain.masks, domain.bounds, goal, deadline, domain.splits)
-        # Pruning against this row's own best leaves a bound of at most that, which is sound and attained.
-        self._close(domain, torch.minimum(most[0], domain.bounds.norm[0, 0]))
-        self.best.norm[:, row], self.best.point[:, row] = point.norm, point.point
+        cells = []
+        for index in range(len(batch)):
+            one = batch.take(slice(index, index + 1))
+            cells.append(Cell(one.box, one.rows, one.masks, one.bounds, one.splits))
+        patterns = Patterns(self.network, self.region, self.rows)
+        most, self.best = patterns.explore(cells, self.best, deadline, largest_only=True)
+        self.done = torch.maximum(self.done, most)
+        self.is_stopped |= patterns.is_stopped
 
-    def _halves(
-        self, domain: _Domain, slopes: list[tuple[Tensor, Tensor]]
-    ) -> list[tuple[Preactivations, tuple[Tensor, ...]]]:
-        """Both sides of the gate with the largest score."""
-        scores = [
-            torch.where(least[0] < greatest[0], score[0, 0] * (greatest - least)[0] + 1e-300, -1.0)
-            for score, (least, greatest) in zip(domain.bounds.area(slopes), slopes, strict=True)
-        ]
-        gate = max(range(len(scores)), key=lambda index: float(scores[index].max()) if len(scores[index]) else -1.0)
-        unit = scores[gate].argmax().reshape(1)
-        lower, upper = float(domain.masks.lower[gate][0, unit]), float(domain.masks.upper[gate][0, unit])
-        kind = self.network.gates[gate].gate
-        middle = (lower + upper) / 2
-        knots = [knot.at for knot in kind.knots if lower <= knot.at <= upper]
-        at = min(knots, key=lambda knot: abs(knot - middle)) if kind.is_piecewise_linear else middle
-        splits = list(domain.splits)
-        splits[gate] = splits[gate].clone()
-        splits[gate][0, unit] = True
-        sides = [(float("-inf"), at), (at, float("inf"))]
-        return [(fixed(domain.masks, gate, unit, low, high), tuple(splits)) for low, high in sides]
+    def _split(self, parents: Domains) -> Domains:
+        """Both halves of each domain, bounded, without empty ones."""
+        gates, units = _widest_gates(self.network, parents)
+        halves = [gate_halves(self.network, parents, gates, units)]
+        if self.splits_inputs:
+            halves.append(input_halves(parents))
+        children, left = bounded(self.network, Domains.joined(halves), self.rows[0])
+        if len(halves) == 1:
+            return children
+        # Largest bound of each pair; empty halves count nothing.
+        count = len(parents)
+        bound = children.bounds.norm.new_zeros(2, 2, count)
+        bound.view(-1)[left] = children.bounds.norm[:, 0]
+        by_input = bound[1].amax(0) < bound[0].amax(0)
+        return children.take((left >= 2 * count) == by_input[left % count])
 
 
-def _row(bounds: JacobianBounds, row: int) -> JacobianBounds:
-    here = slice(row, row + 1)
-
-    def cut(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return pair[0][:, here], pair[1][:, here]
-
-    return JacobianBounds(
-        bounds.norm[:, here],
-        cut(bounds.jacobian),
-        tuple(map(cut, bounds.behind)),
-        tuple(w[:, here] for w in bounds.weights),
+def _widest_gates(network: Network, domains: Domains) -> tuple[Tensor, Tensor]:
+    """The gate and the unit with the largest score in each domain."""
+    slopes = domains.masks.slopes(network)
+    scores = torch.cat(
+        [
+            torch.where(least < greatest, score[:, 0] * (greatest - least) + 1e-300, -1.0)
+            for score, (least, greatest) in zip(domains.bounds.area(slopes), slopes, strict=True)
+        ],
+        1,
     )
+    flat = scores.argmax(1)
+    edges = torch.tensor([network.units(step.index) for step in network.gates], device=flat.device).cumsum(0)
+    gates = torch.searchsorted(edges, flat, right=True)
+    return gates, flat - torch.cat([edges.new_zeros(1), edges])[gates]

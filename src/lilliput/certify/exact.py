@@ -1,51 +1,54 @@
-"""The exact constant of a piecewise linear network: every activation pattern that the region meets, depth first.
+"""The exact constant of a piecewise linear network: every activation pattern that the region meets, largest bound first.
 
 Once the gates in front of a layer are fixed, that layer's inputs are affine in x, so whether a gate can lie on one of its pieces is a
-linear program. Its largest slack also gives a point inside. When every gate is fixed the Jacobian is one matrix and its norm is exact;
-branches whose CROWN bound does not exceed what was found are not entered.
+linear program, whose solution is a point inside. When every gate is fixed the Jacobian is one matrix and its norm is exact; patterns whose
+CROWN bound does not exceed what was found are not entered, and cost no linear program.
 
-Patterns are left out only when their linear program is infeasible by more than a margin. One that is feasible by less than the margin
-(a face, or a solver that gives up) counts for the upper bound and not for the lower one: the upper bound stays sound, and the two differ
-where a network has such faces (many gates that meet in one point).
+Only patterns with interior points count: by Rademacher's theorem the constant is the supremum over points where the network is
+differentiable, and a face has the gradients of the regions around it. A pattern is left out where its linear program is infeasible by more
+than ``margin_of``, or where whole numbers prove that its interior is empty (``lilliput.certify.flatness``): many gates that meet in a
+point, gates that are copies of each other, or a plane that only touches the region. One that is feasible by less than the margin without
+such a proof counts for the upper bound and not for the lower one, so the upper bound stays sound.
 
 Source: LipMIP (Jordan and Dimakis 2020, arXiv:2003.01219) for the problem; enumeration of regions as in Serra et al. 2018
-(arXiv:1711.02114). Ours differs: bounds of the Jacobian for all rows prune, and every split tightens the later layers.
+(arXiv:1711.02114). Ours differs: bounds of the Jacobian prune, every split tightens the later layers, and degenerate patterns are decided.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import linprog
 from torch import Tensor
 
+from lilliput.certify.alpha import trained_preactivations
+from lilliput.certify.domain import MOST_CUTS, MOST_INPUTS, is_empty
+from lilliput.certify.flatness import Side, WholeNetwork
 from lilliput.certify.gate import Gate
-from lilliput.certify.jacobian import JacobianBounds, bound_jacobian
-from lilliput.certify.network import Activation, Network
-from lilliput.certify.preactivation import Preactivations, preactivations
+from lilliput.certify.halfspace import HalfSpaces
+from lilliput.certify.jacobian import JacobianBounds, bound_jacobian, joined
+from lilliput.certify.network import Network
+from lilliput.certify.polyhedron import Array, Planes, affine_inputs, box, crossed, deepest, margin_of
+from lilliput.certify.preactivation import Preactivations, preactivations, stacked
 from lilliput.certify.problem import Answer, Problem
 from lilliput.certify.propagated import answer_from
-from lilliput.certify.region import Region
+from lilliput.certify.refining import Refining
+from lilliput.certify.region import Region, joined_regions
+from lilliput.certify.walk import walk
 from lilliput.certify.witness import Witness, norm_at, search
 from lilliput.errors import ConfigError
 
-Array = NDArray[np.float64]
 CLOSED = 1e-10
 """Relative difference below which a bound counts as reached."""
-_CUTS = 40
-"""Planes that may be laid around an l_2 ball, for one linear program."""
-
-
-def margin_of(network: Network) -> float:
-    """How far from feasible, in radii of the region, a linear program must be before its pattern is left out."""
-    return 1e-8 if network.dtype == torch.float64 else 1e-4
+_TOGETHER = 32
+"""Cells whose parts are bounded in one batch."""
+_INSIDE = 1e-6
+"""Slack from which a known point shows that a cell is met, without a linear program."""
 
 
 def exact(problem: Problem) -> Answer:
@@ -60,213 +63,291 @@ def exact(problem: Problem) -> Answer:
         raise ConfigError(f"method='exact' needs piecewise linear gates, and '{name}' is smooth; use method='crown'")
     started = time.perf_counter()
     masks = preactivations(network, region)
-    start, bounds = answer_from(problem, masks)
-    if region.eps == 0 or not network.gates:
-        return start
+    loose, bounds = answer_from(problem, masks)
+    if region.eps == 0 or not network.gates or not bool(loose.norm.isfinite().all()):
+        return loose
+    masks = trained_preactivations(network, region, masks, problem.alpha_steps if problem.time_limit > 0 else 0)
+    start, bounds = answer_from(problem, masks, within=bounds)
     found = search(network, region, rows, seed=problem.seed)
-    upper, is_over = start.norm.clone(), False
-    for domain in range(len(rows)):
-        here = slice(domain, domain + 1)
-        patterns = Patterns(network, region.take(here), rows[here])
-        share = (problem.time_limit - (time.perf_counter() - started)) / (len(rows) - domain)
-        best = Witness(found.norm[here], found.point[here])
-        most, best = patterns.explore(masks.take(here), bounds.take(here), best, time.perf_counter() + share)
-        is_over |= patterns.is_over
-        upper[domain] = torch.minimum(upper[domain], most)
-        found.norm[here], found.point[here] = best.norm, best.point
-    is_closed = bool((upper <= found.norm * (1 + 10 * CLOSED)).all())
-    status = "exact" if is_closed else "time_limit" if is_over else "bounded"
-    trace = [(time.perf_counter() - started, float(upper.amax(1).max()), float(found.norm.amax(1).max()), 0)]
-    return Answer(upper, start.jacobian, status, found, trace)
+    if problem.time_limit > 0:
+        found = walk(network, region, rows, found)
+    work = Refining(problem, started, torch.minimum(loose.norm, start.norm), found)
+    for centre in work.centres():
+        here = centre.here
+        cell = Cell(region.take(here), torch.arange(rows.shape[1]), masks.take(here), bounds.take(here))
+        patterns = Patterns(network, region.take(here), rows[here], centre.note)
+        work.close(centre, *patterns.explore([cell], centre.best, centre.deadline), patterns.is_stopped)
+    return work.answer(start.jacobian, CLOSED, every_row=True)
 
 
 @dataclass
-class _Node:
-    """A part of the region: masks, the planes that cut it out, and a point inside if one is known."""
+class Cell:
+    """A part of one domain for some of its rows: masks, the planes that cut it out, and a point inside if one is known."""
 
+    region: Region
+    which: Tensor
+    """Numbers of the rows, (r,)."""
     masks: Preactivations
     bounds: JacobianBounds
-    planes: tuple[Array, Array]
-    """Rows A and offsets b of ``A y + b >= 0``, in radii from the centre; rows have length 1."""
-    gate: int
-    """Gates before this one are fixed."""
-    given: Tensor
-    """Units of the gate whose plane is not yet among the planes although a split fixed them, (units,)."""
-    point: Array | None
-    slack: float
+    """Of those rows, (1, r)."""
+    given: tuple[Tensor, ...] | None = None
+    """For each gate, the units that a split has fixed, (1, units): there the plane itself must be met."""
+    planes: Planes | None = None
+    gate: int = 0
+    """Gates before this one are fixed; given units of this one and earlier ones are among the planes."""
+    has_given: bool = False
+    """Whether those of this gate are."""
+    settled: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+    """Units (gate, unit) whose input is constant at a kink: whichever slope they have multiplies a gradient of 0."""
+    point: Array | None = None
+    is_met: bool = False
 
 
 class Patterns:
     """The activation patterns of one domain."""
 
-    def __init__(self, network: Network, region: Region, rows: Tensor) -> None:
-        self.network, self.region, self.rows = network, region, rows
+    def __init__(
+        self,
+        network: Network,
+        region: Region,
+        rows: Tensor,
+        note: Callable[[Tensor, Witness, int], None] = lambda upper, best, cells: None,
+    ) -> None:
+        """Region and rows (1, rows, outputs) of one domain; ``note`` hears of each row's upper bound and the number of open cells."""
+        self.network, self.region, self.rows, self.note = network, region, rows, note
         self.margin = margin_of(network)
-        self.is_over = False
+        self.whole = WholeNetwork(network)
+        self.is_stopped = False
         self.programs = 0
         self.leaves = 0
 
     def explore(
-        self,
-        masks: Preactivations,
-        bounds: JacobianBounds,
-        best: Witness,
-        deadline: float,
-        splits: tuple[Tensor, ...] | None = None,
+        self, cells: list[Cell], best: Witness, deadline: float, *, largest_only: bool = False
     ) -> tuple[Tensor, Witness]:
-        """Upper bound of each row, (rows,), and the best points; the rows' largest norm where time sufficed.
+        """Upper bound of each row over the cells, (rows,), and the best points.
 
         Args:
-            masks: bounds of the gates' inputs, of one domain.
-            bounds: of the Jacobian under those masks.
-            best: what was found already; branches that cannot exceed it are not entered.
+            cells: parts of the domain.
+            best: what was found already; cells that cannot exceed it are not entered.
             deadline: on ``time.perf_counter``'s clock.
-            splits: for each gate, which of its units the masks fix by assumption, (1, units): there the plane itself must be met.
+            largest_only: give up on rows that cannot exceed what was found for any row; their bounds stay above their norm.
         """
-        n = self.network.inputs
-        self.splits = splits
-        given = self._given(0)
-        root = _Node(masks, bounds, (np.zeros((0, n)), np.zeros(0)), 0, given, np.zeros(n), 1.0)
-        stack, done = [root], torch.zeros_like(best.norm[0])
-        while stack:
-            node = stack.pop()
-            if bool((node.bounds.norm[0] <= best.norm[0] * (1 + CLOSED)).all()):
-                done = torch.maximum(done, node.bounds.norm[0])
-                continue
-            if time.perf_counter() > deadline:
-                self.is_over = True
-                done = torch.stack([done, *(each.bounds.norm[0] for each in (node, *stack))]).amax(0)
-                break
-            children = self._children(node)
-            if children is None:
-                self.leaves += 1
-                done = torch.maximum(done, node.bounds.norm[0])
-                best = self._with_point(node, best)
-            else:
-                stack += sorted(children, key=lambda each: float(each.bounds.norm.max()))
-        return done, best
+        self.best, self.largest_only = best, largest_only
+        self.done = torch.zeros_like(best.norm[0])
+        self.heap: list[tuple[float, int, Cell]] = []
+        self.count, noted = 0, time.perf_counter()
+        for cell in cells:
+            cell.planes = cell.planes or Planes.none(self.network.inputs)
+            if not len(cell.planes) and cell.point is None:
+                low, high = box(cell.region)
+                # The middle of a box that the data's range has cut can lie outside of a ball; the centre never does.
+                cell.point = (low + high) / 2 if self.region.norm == "inf" else 0 * low
+                cell.is_met = True
+            self._push(cell)
+        self.note(self._upper(), self.best, len(self.heap))
+        while self.heap and time.perf_counter() < deadline and not self.is_stopped:
+            taken: list[Cell] = []
+            try:
+                self._step(taken)
+                if time.perf_counter() > noted + 0.02:  # a look at all cells takes a while
+                    self.note(self._upper(), self.best, len(self.heap))
+                    noted = time.perf_counter()
+            except KeyboardInterrupt:
+                # Parts that were queued already do no harm.
+                for cell in taken:
+                    self._push(cell)
+                self.is_stopped = True
+        return self._upper(), self.best
 
-    def _given(self, gate: int) -> Tensor:
-        if self.splits is None or gate >= len(self.splits):
-            return torch.zeros(0, dtype=torch.bool)
-        return self.splits[gate][0]
+    def _upper(self) -> Tensor:
+        upper = self.done.clone()
+        for _, _, cell in self.heap:
+            upper[cell.which] = torch.maximum(upper[cell.which], cell.bounds.norm[0])
+        return upper
 
-    def _with_point(self, node: _Node, best: Witness) -> Witness:
-        if node.point is None or node.slack <= self.margin:
-            return best
-        x = self.region.nearest(self.region.centre + self.region.eps * torch.as_tensor(node.point)[None].to(self.rows))
-        norm = norm_at(self.network, x, self.rows, self.region.norm)
-        return best.better(Witness(norm, x[:, None].expand(*norm.shape, -1)))
+    def _goal(self) -> Tensor:
+        goal = self.best.norm[0]
+        return (goal.max().expand_as(goal) if self.largest_only else goal) * (1 + CLOSED)
 
-    def _children(self, node: _Node) -> list[_Node] | None:
-        """The node's parts on each piece of its next gate; None where every gate is fixed."""
-        slopes = node.masks.slopes(self.network)
-        while node.gate < len(slopes):
-            least, greatest = slopes[node.gate]
-            is_open = least[0] < greatest[0]
-            if bool(node.given.any()):
-                units = node.given.nonzero().squeeze(1)
-                cuts = self._planes(node, slopes, units, [self._interval(node, int(unit)) for unit in units])
-                node.given = torch.zeros_like(node.given)
-                if cuts is not None:
-                    node.planes = (np.concatenate([node.planes[0], cuts[0]]), np.concatenate([node.planes[1], cuts[1]]))
-                    node.point, node.slack = None, 0.0
-                    if not self._is_met(node):
-                        return []
+    def _push(self, cell: Cell) -> None:
+        """Queue, or count as done where no row can exceed what was found."""
+        ratio = float((cell.bounds.norm[0] / self._goal()[cell.which].clamp(min=1e-300)).max())
+        if ratio <= 1:
+            self._close(cell)
+            return
+        self.count += 1
+        heapq.heappush(self.heap, (-ratio, self.count, cell))
+
+    def _close(self, cell: Cell, rows: Tensor | slice = slice(None)) -> None:
+        which = cell.which[rows]
+        self.done[which] = torch.maximum(self.done[which], cell.bounds.norm[0, rows])
+
+    def _step(self, taken: list[Cell]) -> None:
+        """Take the cells with the largest bounds; drop those that are not met, and split the rest."""
+        cells: list[Cell] = []
+        goal = self._goal()
+        while self.heap and len(cells) < _TOGETHER:
+            taken.append(heapq.heappop(self.heap)[2])
+            cell = self._of_open_rows(taken[-1], goal)
+            if cell is not None and (cell.is_met or self._meet(cell)):
+                cells.append(cell)
+        self._measure(cells)
+        for count in {len(cell.which) for cell in cells}:
+            self._split([cell for cell in cells if len(cell.which) == count])
+
+    def _of_open_rows(self, cell: Cell, goal: Tensor) -> Cell | None:
+        """The cell without the rows that cannot exceed what was found."""
+        is_open = cell.bounds.norm[0] > goal[cell.which]
+        if bool(is_open.all()):
+            return cell
+        self._close(cell, ~is_open)
+        if not bool(is_open.any()):
+            return None
+        return replace(cell, which=cell.which[is_open], bounds=cell.bounds.take_rows(is_open))
+
+    def _meet(self, cell: Cell) -> bool:
+        """Whether the cell has an interior point, as far as is known; finds one."""
+        assert cell.planes is not None
+        self.programs += 1
+        found = deepest(cell.region, cell.planes)
+        if found.slack < -self.margin:
+            return False
+        if found.slack <= self.margin:  # or the solver gave up on an infinite one, which whole numbers cannot help
+            edges = torch.from_numpy(found.edges)
+            if self.whole.is_flat(cell.region, cell.masks, cell.planes.sides, found.weights, edges):
+                return False
+            cell.point = None
+        else:
+            cell.point = found.point
+        cell.is_met = True
+        return True
+
+    def _measure(self, cells: list[Cell]) -> None:
+        """Norms at the cells' points, for the lower bound."""
+        points = [cell.point for cell in cells if cell.point is not None]
+        if not points:
+            return
+        y = torch.stack([torch.as_tensor(point) for point in points]).to(self.rows)
+        x = self.region.nearest((self.region.centre + self.region.eps * y)[:, None])[:, 0]
+        norm = norm_at(self.network, x, self.rows.expand(len(x), *self.rows.shape[1:]), self.region.norm)
+        most, index = norm.max(0)
+        self.best = self.best.better(Witness(most[None], x[index][None]))
+
+    def _split(self, cells: list[Cell]) -> None:
+        """Each cell's parts on the pieces of its first open gate, or the end of it where all gates are fixed."""
+        together = stacked([cell.masks for cell in cells])
+        slopes = together.slopes(self.network)
+        scores = joined([cell.bounds for cell in cells]).area(slopes)
+        chosen: list[tuple[Cell, int]] = []
+        for index, cell in enumerate(cells):
+            unit = self._first_open(cell, index, slopes, scores)
+            if unit is None:
+                if cell.is_met:
+                    self.leaves += 1
+                    self._close(cell)
+            elif cell.is_met:
+                chosen.append((cell, unit))
+            else:  # planes that were given have come in; they may leave nothing
+                self._push(cell)
+        parts: list[Cell] = []
+        for gate in sorted({cell.gate for cell, _ in chosen}):
+            same = [(cell, unit) for cell, unit in chosen if cell.gate == gate]
+            parts += self._pieces(gate, [cell for cell, _ in same], torch.tensor([unit for _, unit in same]))
+        if parts:
+            self._bound(parts)
+
+    def _first_open(
+        self, cell: Cell, index: int, slopes: list[tuple[Tensor, Tensor]], scores: tuple[Tensor, ...]
+    ) -> int | None:
+        while cell.gate < len(slopes):
+            if not cell.has_given:
+                self._add_given(cell)
+            least, greatest = slopes[cell.gate]
+            is_open = least[index] < greatest[index]
+            for gate, unit in cell.settled:
+                if gate == cell.gate:
+                    is_open = is_open & (torch.arange(len(is_open)) != unit)
             if bool(is_open.any()):
-                return self._split(node, slopes, is_open)
-            node.gate += 1
-            node.given = self._given(node.gate)
+                return int(torch.where(is_open, scores[cell.gate][index].sum(0), -1.0).argmax())
+            cell.gate, cell.has_given = cell.gate + 1, False
         return None
 
-    def _interval(self, node: _Node, unit: int) -> tuple[float, float]:
-        lower, upper = float(node.masks.lower[node.gate][0, unit]), float(node.masks.upper[node.gate][0, unit])
-        knots = [knot.at for knot in self.network.gates[node.gate].gate.knots]
-        return (
-            max((knot for knot in knots if knot <= lower), default=-math.inf),
-            min((knot for knot in knots if knot >= upper), default=math.inf),
-        )
+    def _add_given(self, cell: Cell) -> None:
+        """Planes of the gate's units that a split has fixed; earlier gates are fixed by now."""
+        cell.has_given = True
+        if cell.given is None:
+            return
+        units = cell.given[cell.gate][0].nonzero().squeeze(1)
+        if not len(units):
+            return
+        masks = cell.masks.take(torch.zeros(len(units), dtype=torch.long))
+        inputs = affine_inputs(self.network, self.region, cell.gate, units, masks.slopes(self.network), masks)
+        knots = [knot.at for knot in self.network.gates[cell.gate].gate.knots]
+        assert cell.planes is not None
+        for index, unit in enumerate(units.tolist()):
+            lower, upper = float(masks.lower[cell.gate][0, unit]), float(masks.upper[cell.gate][0, unit])
+            low = max((knot for knot in knots if knot <= lower), default=-math.inf)
+            high = min((knot for knot in knots if knot >= upper), default=math.inf)
+            at = low if math.isfinite(low) else high
+            if not (inputs.is_noise(index, at) and self._is_constant(cell, unit, at)):
+                cell.planes = cell.planes.and_also(inputs.planes(index, cell.gate, unit, low, high))
+        cell.is_met = False
 
-    def _split(self, node: _Node, slopes: list[tuple[Tensor, Tensor]], is_open: Tensor) -> list[_Node]:
-        gate = self.network.gates[node.gate].gate
-        score = torch.where(is_open, node.bounds.area(slopes)[node.gate][0].sum(0), -1.0)
-        unit = int(score.argmax())
-        lower, upper = float(node.masks.lower[node.gate][0, unit]), float(node.masks.upper[node.gate][0, unit])
-        row = torch.tensor([unit])
-        parts: list[tuple[Preactivations, tuple[Array, Array], Array | None, float]] = []
-        for low, high in pieces(gate, lower, upper):
-            planes, point, slack = node.planes, node.point, node.slack
-            cuts = self._planes(node, slopes, row, [(low, high)])
-            if cuts is not None:
-                if _is_face(cuts, planes):
-                    continue
-                planes = (np.concatenate([planes[0], cuts[0]]), np.concatenate([planes[1], cuts[1]]))
-                if point is not None:
-                    slack = min(slack, float((cuts[0] @ point + cuts[1]).min()))
-                if point is None or slack <= 100 * self.margin:
-                    trial = _Node(node.masks, node.bounds, planes, node.gate, node.given, None, 0.0)
-                    if not self._is_met(trial):
-                        continue
-                    point, slack = trial.point, trial.slack
-            parts.append((fixed(node.masks, node.gate, row, low, high), planes, point, slack))
-            if cuts is None:
-                break  # a constant on a knot: neither slope changes anything
-        if not parts:
-            return []
-        together = Preactivations(
-            tuple(torch.cat(each) for each in zip(*(part[0].lower for part in parts), strict=True)),
-            tuple(torch.cat(each) for each in zip(*(part[0].upper for part in parts), strict=True)),
-        )
-        copies = torch.zeros(len(parts), dtype=torch.long)
-        masks = preactivations(self.network, self.region.take(copies), within=together)
-        empty = is_empty(masks, together, self.network)
-        bounds = bound_jacobian(
-            self.network,
-            masks.slopes(self.network),
-            self.rows[copies],
-            self.region.norm,
-            within=node.bounds.take(copies),
-        )
-        children = []
-        for index, (_, planes, point, slack) in enumerate(parts):
-            if not bool(empty[index]):
-                here = slice(index, index + 1)
-                children.append(_Node(masks.take(here), bounds.take(here), planes, node.gate, node.given, point, slack))
-        return children
+    def _is_constant(self, cell: Cell, unit: int, at: float) -> bool:
+        # Where the network is too large for whole numbers, no proof will be built on the planes that are left out here.
+        return not self.whole.is_small or self.whole.is_constant(cell.masks, Side(cell.gate, unit, at, 1))
 
-    def _planes(
-        self, node: _Node, slopes: list[tuple[Tensor, Tensor]], units: Tensor, intervals: list[tuple[float, float]]
-    ) -> tuple[Array, Array] | None:
-        """Planes that keep units of the node's gate in their intervals; None where there are none, or no unit depends on x."""
-        A, b = affine_rows(self.network, self.region, node.gate, units, slopes, node.masks)
-        rows, offsets = [], []
-        for a, value, (low, high) in zip(A, b, intervals, strict=True):
-            length = float(np.linalg.norm(a))
-            if length == 0.0 and low <= value <= high:
+    def _pieces(self, gate: int, cells: list[Cell], units: Tensor) -> list[Cell]:
+        masks = stacked([cell.masks for cell in cells])
+        inputs = affine_inputs(self.network, self.region, gate, units, masks.slopes(self.network), masks)
+        kind = self.network.gates[gate].gate
+        parts: list[Cell] = []
+        for index, (cell, unit) in enumerate(zip(cells, units.tolist(), strict=True)):
+            lower, upper = float(cell.masks.lower[gate][0, unit]), float(cell.masks.upper[gate][0, unit])
+            at = next((knot.at for knot in kind.knots if lower <= knot.at <= upper), math.inf)
+            if inputs.is_noise(index, at) and self._is_constant(cell, unit, at):
+                self._push(replace(cell, settled=cell.settled | {(gate, unit)}))
                 continue
-            length = max(length, 1e-300)
-            if math.isfinite(low):
-                rows.append(a / length)
-                offsets.append((value - low) / length)
-            if math.isfinite(high):
-                rows.append(-a / length)
-                offsets.append((high - value) / length)
-        return (np.array(rows), np.clip(np.array(offsets), -1e6, 1e6)) if rows else None
+            for low, high in pieces(kind, lower, upper):
+                parts.append(self._part(cell, gate, unit, inputs.planes(index, gate, unit, low, high), low, high))
+        return parts
 
-    def _is_met(self, node: _Node) -> bool:
-        """Whether some point meets the planes, as far as is known; sets the node's point and slack."""
-        self.programs += 1
-        slack, node.point = deepest(self.region, *node.planes)
-        node.slack = slack if math.isfinite(slack) else 0.0
-        return not slack < -self.margin
+    def _part(self, cell: Cell, gate: int, unit: int, cut: Planes, low: float, high: float) -> Cell:
+        assert cell.planes is not None
+        planes, point = cell.planes.and_also(cut), cell.point
+        if point is not None and planes.slack(point) <= _INSIDE:
+            misses = cut.A @ point + cut.b
+            point = crossed(cell.region, planes, point, len(cell.planes) + int(misses.argmin()))
+        masks = fixed(cell.masks, gate, torch.tensor([unit]), low, high)
+        return replace(cell, masks=masks, planes=planes, point=point, is_met=point is not None)
 
+    def _clipped(self, part: Cell) -> Region:
+        """The part's region with its newest planes as half-spaces."""
+        assert part.planes is not None
+        if self.network.inputs > MOST_INPUTS:
+            return part.region
+        H = part.planes.A[::-1][:MOST_CUTS] / self.region.eps
+        like = self.region.centre
+        cuts = HalfSpaces.none(1, MOST_CUTS, like)
+        cuts.H[0, : len(H)] = torch.from_numpy(H.copy()).to(like)
+        cuts.h[0, : len(H)] = torch.from_numpy(part.planes.b[::-1][:MOST_CUTS].copy()).to(like)
+        cuts.h[0, : len(H)] -= cuts.H[0, : len(H)] @ like[0]
+        return replace(part.region, cuts=cuts)
 
-def _is_face(cuts: tuple[Array, Array], planes: tuple[Array, Array]) -> bool:
-    """Whether a cut is the other side of a plane that is there already, as where two pools compare the same two values."""
-    if not len(planes[1]):
-        return False
-    is_opposite = np.abs(cuts[0][:, None] + planes[0][None]).max(-1) < 1e-12
-    return bool((is_opposite & (np.abs(cuts[1][:, None] + planes[1][None]) < 1e-12)).any())
+    def _bound(self, parts: list[Cell]) -> None:
+        """Bounds of all parts in one batch; those that masks alone show to be empty are dropped."""
+        together = stacked([part.masks for part in parts])
+        region = joined_regions([self._clipped(part) for part in parts])
+        masks = preactivations(self.network, region, within=together)
+        empty = is_empty(masks, together, self.network).tolist()
+        rows = torch.stack([self.rows[0, part.which] for part in parts])
+        within = joined([part.bounds for part in parts])
+        bounds = bound_jacobian(self.network, masks.slopes(self.network), rows, self.region.norm, within=within)
+        for index, part in enumerate(parts):
+            if not empty[index]:
+                here = slice(index, index + 1)
+                part.masks, part.bounds = masks.take(here), bounds.take(here)
+                self._push(part)
 
 
 def pieces(gate: Gate, lower: float, upper: float) -> Iterator[tuple[float, float]]:
@@ -290,95 +371,3 @@ def fixed(masks: Preactivations, gate: int, units: Tensor, low: float, high: flo
         most = high - max(abs(high) * kind.eps, kind.tiny)
         upper[gate][domains, units] = upper[gate][domains, units].clamp(max=most)
     return Preactivations(tuple(lower), tuple(upper))
-
-
-def is_empty(masks: Preactivations, within: Preactivations, network: Network) -> Tensor:
-    """Domains (domains,) that no point lies in: bounds that miss the assumed ones by more than rounding."""
-    tolerance = 1e-9 if network.dtype == torch.float64 else 1e-3
-    empty = torch.zeros(len(masks), dtype=torch.bool, device=network.device)
-    for lower, upper, low, high in zip(masks.lower, masks.upper, within.lower, within.upper, strict=True):
-        slack = tolerance * (1 + low.abs() + high.abs())
-        empty |= ((lower < low - slack) | (upper > high + slack)).any(1)
-    return empty
-
-
-def affine_rows(
-    network: Network,
-    region: Region,
-    gate: int,
-    units: Tensor,
-    slopes: list[tuple[Tensor, Tensor]],
-    masks: Preactivations,
-) -> tuple[Array, Array]:
-    """Some inputs of a gate as affine functions of the step from the centre, in radii: (units, n) and (units,). Earlier gates are fixed."""
-    source = network.gates[gate].source
-    start = region.centre.new_zeros(len(units), network.units(gate))
-    start[torch.arange(len(units)), units] = 1.0
-    coefficients = {source: start}
-    value = start.new_zeros(len(units))
-    for step in reversed(network.steps):
-        A = coefficients.pop(step.name, None)
-        if A is None:
-            continue
-        if isinstance(step, Activation):
-            k = slopes[step.index][0][0]
-            middle = (masks.lower[step.index] + masks.upper[step.index])[0] / 2
-            value = value + A @ (step.gate.value(middle[None])[0] - k * middle)
-            _add(coefficients, step.source, A * k)
-            continue
-        shaped = A.reshape(-1, *network.shapes[step.name])
-        if step.bias is not None:
-            value = value + (shaped * step.bias).flatten(1).sum(1)
-        for name, linear in step.terms:
-            _add(coefficients, name, linear.transpose(shaped).flatten(1))
-    A = coefficients.get(network.input, start.new_zeros(len(units), network.inputs))
-    value = value + A @ region.centre[0]
-    return (A * region.eps).double().cpu().numpy(), value.double().cpu().numpy()
-
-
-def _add(values: dict[str, Tensor], name: str, more: Tensor) -> None:
-    values[name] = more if name not in values else values[name] + more
-
-
-def deepest(region: Region, A: Array, b: Array) -> tuple[float, Array | None]:
-    """Largest s with ``A y + b >= s`` at a y of the region (one domain; y in radii from the centre), and the y.
-
-    An l_2 ball is approached from outside, plane by plane; a slack without a point means that the ball may not be reached. A solver that
-    fails gives an infinite slack: nothing is known.
-    """
-    n = A.shape[1]
-    centre = region.centre[0].double().cpu().numpy()
-    low = (region.lower[0].double().cpu().numpy() - centre) / region.eps
-    high = (region.upper[0].double().cpu().numpy() - centre) / region.eps
-    extra = n if region.norm == "1" else 0
-    cost = np.zeros(n + extra + 1)
-    cost[-1] = -1.0
-    rows = [np.hstack([-A, np.zeros((len(A), extra)), np.ones((len(A), 1))])]
-    limits = [b]
-    box = [*zip(low, high, strict=True), *[(0.0, 1.0)] * extra, (None, 1.0)]
-    if extra:
-        eye = np.eye(n)
-        rows += [np.hstack([sign * eye, -eye, np.zeros((n, 1))]) for sign in (1, -1)]
-        rows.append(np.hstack([np.zeros(n), np.ones(n), [0.0]])[None])
-        limits += [np.zeros(2 * n), np.ones(1)]
-    options = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-    slack = math.inf
-    for _ in range(_CUTS if region.norm == "2" else 1):
-        result = linprog(
-            cost, A_ub=np.vstack(rows), b_ub=np.concatenate(limits), bounds=box, method="highs-ds", options=options
-        )
-        if result.status != 0 or result.x is None or not np.isfinite(result.x).all():
-            return math.inf, None
-        slack, y = float(result.x[-1]), result.x[:n]
-        length = float(np.linalg.norm(y))
-        if region.norm != "2" or length <= 1:
-            return slack, y
-        # The point pulled onto the ball may be good enough already.
-        pulled = float((A @ y / length + b).min()) if len(A) else 1.0
-        if pulled > max(0.25 * slack, 1e-6):
-            return pulled, y / length
-        if slack < 0:
-            return slack, None
-        rows.append(np.hstack([y / length, [0.0]])[None])
-        limits.append(np.ones(1))
-    return slack, None

@@ -57,6 +57,24 @@ class JacobianBounds:
             tuple(each[domains] for each in self.weights),
         )
 
+    def take_rows(self, rows: Tensor | slice) -> JacobianBounds:
+        """Some of the rows, the same in all domains."""
+        return JacobianBounds(
+            self.norm[:, rows],
+            (self.jacobian[0][:, rows], self.jacobian[1][:, rows]),
+            tuple((lower[:, rows], upper[:, rows]) for lower, upper in self.behind),
+            tuple(each[:, rows] for each in self.weights),
+        )
+
+    def by_row(self) -> JacobianBounds:
+        """Rows as domains of one row each, and domains as rows: the bounds of one domain, as a batch of its rows."""
+        return JacobianBounds(
+            self.norm.transpose(0, 1),
+            (self.jacobian[0].transpose(0, 1), self.jacobian[1].transpose(0, 1)),
+            tuple((lower.transpose(0, 1), upper.transpose(0, 1)) for lower, upper in self.behind),
+            tuple(each.transpose(0, 1) for each in self.weights),
+        )
+
     def area(self, slopes: list[Interval]) -> tuple[Tensor, ...]:
         """How much each gate's relaxation may cost, (domains, rows, units): the score that branching takes the largest of.
 
@@ -96,10 +114,12 @@ def bound_jacobian(
         some = slice(start, start + at_once)
         part = _Chain(network, [(lower[some], upper[some]) for lower, upper in slopes], rows[some], rule)
         parts.append(part.bounds(norm, None if within is None else within.take(some), tight_elements))
-    return parts[0] if len(parts) == 1 else _joined(parts)
+    return parts[0] if len(parts) == 1 else joined(parts)
 
 
-def _joined(parts: list[JacobianBounds]) -> JacobianBounds:
+def joined(parts: list[JacobianBounds]) -> JacobianBounds:
+    """The domains of all parts, in order."""
+
     def cat(pairs: list[Interval]) -> Interval:
         return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 

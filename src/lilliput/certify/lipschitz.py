@@ -70,6 +70,8 @@ def local_lipschitz(
     seed: int = 0,
     dtype: str = "float64",
     rigorous: bool = False,
+    progress: Callable[[float, float, float, int], None] | None = None,
+    is_interruptible: bool = False,
 ) -> LocalLipschitz:
     """Bound ``sup ||J_j(x)||`` over the ball ``||x - x0|| <= eps``, for each row j of the outputs, from above and below.
 
@@ -90,6 +92,9 @@ def local_lipschitz(
         seed: of the search for the lower bound.
         dtype: "float64" or "float32" for all arithmetic.
         rigorous: count rounding errors as well; no method here does yet.
+        progress: called with each entry of the trace as it is made, by methods that refine.
+        is_interruptible: an interrupt from the keyboard ends such a method with the bounds that it has, and status "stopped"; otherwise
+            it is raised.
     Raises:
         ConfigError: an option outside what is allowed.
         DataError: centres or weights that are NaN or infinite, of the wrong shape, or outside ``clip``.
@@ -108,7 +113,7 @@ def local_lipschitz(
     check_centres(centres, clip)
     rows = output_rows(network, outputs, y, len(centres))
     region = Region.ball(centres.flatten(1), float(eps), cast(Norm, norm), clip)
-    problem = Problem(network, region, rows, alpha_steps, float(time_limit), seed, rigorous)
+    problem = Problem(network, region, rows, alpha_steps, float(time_limit), seed, rigorous, progress, is_interruptible)
     started = time.perf_counter()
     with torch.no_grad():
         answer = METHODS[method](problem)

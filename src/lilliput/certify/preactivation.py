@@ -51,9 +51,20 @@ class Preactivations:
         return [step.gate.slope_range(lower, upper) for step, lower, upper in bounds]
 
 
+def stacked(parts: list[Preactivations]) -> Preactivations:
+    """The domains of all, in order."""
+    return Preactivations(
+        tuple(torch.cat(each) for each in zip(*(part.lower for part in parts), strict=True)),
+        tuple(torch.cat(each) for each in zip(*(part.upper for part in parts), strict=True)),
+    )
+
+
 @dataclass(frozen=True)
 class Lines:
-    """``below_k z + below_b <= s(z) <= above_k z + above_b`` for one gate's units: (domains, units), or (domains, rows, units)."""
+    """``below_k z + below_b <= s(z) <= above_k z + above_b`` for one gate's units.
+
+    (domains, units), (domains, rows, units), or (sides, domains, rows, units).
+    """
 
     below_k: Tensor
     below_b: Tensor
@@ -96,7 +107,8 @@ def preactivations(
         z = (values[step.source][0].reshape(domains, -1), values[step.source][1].reshape(domains, -1))
         if within is not None:
             z = intersect(z, (within.lower[step.index], within.upper[step.index]))
-        if method == "crown" and lines:  # before the first gate intervals are as good
+        # Before the first gate intervals are as good, unless half-spaces cut the box.
+        if method == "crown" and (lines or region.cuts is not None):
             z = _pulled_back(network, region, step, z, lines)
         lower.append(z[0])
         upper.append(z[1])
@@ -145,6 +157,22 @@ def upper_bound(
     Returns:
         (2, domains, rows): upper bounds of the rows, and of their negatives.
     """
+    A, bias = upper_line(network, rows, lines, multipliers)
+    domains = len(region.centre)
+    return region.most(A.expand(2, domains, *A.shape[2:])) + bias
+
+
+def upper_line(
+    network: Network,
+    rows: Mapping[str, Tensor],
+    lines: Mapping[int, Lines],
+    multipliers: Mapping[int, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The linear function of the input that ``upper_bound`` takes the greatest value of: ``A . x + bias``.
+
+    Returns:
+        A (sides, domains or 1, rows, n) and bias, which broadcasts to (sides, domains, rows).
+    """
     coefficients = {name: _sided(A) for name, A in rows.items()}
     bias: Tensor | float = 0.0
     for step in reversed(network.steps):
@@ -167,10 +195,9 @@ def upper_bound(
             more = linear.transpose(flat).reshape(*lead, -1)
             coefficients[name] = more if name not in coefficients else coefficients[name] + more
     A = coefficients.get(network.input)
-    if A is None:
-        return torch.as_tensor(bias)
-    domains = len(region.centre)
-    return region.most(A.expand(2, domains, *A.shape[2:])) + bias
+    if A is None:  # nothing depends on the input
+        A = next(iter(rows.values())).new_zeros((2, 1, 1, network.inputs))
+    return A, torch.as_tensor(bias, dtype=A.dtype, device=A.device)
 
 
 def _sided(A: Tensor) -> Tensor:
@@ -178,8 +205,8 @@ def _sided(A: Tensor) -> Tensor:
 
 
 def _rows(line: Tensor) -> Tensor:
-    """(domains, units) or (domains, rows, units), made to meet (sides, domains, rows, units)."""
-    return line[None, :, None] if line.dim() == 2 else line[None]
+    """(domains, units) or (domains, rows, units), made to meet (sides, domains, rows, units); one that does already stays."""
+    return line[None, :, None] if line.dim() == 2 else line[None] if line.dim() == 3 else line
 
 
 def relax(A: Tensor, below_k: Tensor, below_b: Tensor, above_k: Tensor, above_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,10 @@ class Problem:
     time_limit: float = 30.0
     seed: int = 0
     rigorous: bool = False
+    progress: Callable[[float, float, float, int], None] | None = None
+    """Hears of each entry of the trace as it is made: seconds, upper, lower, open domains."""
+    is_interruptible: bool = False
+    """An interrupt from the keyboard ends a method that refines with what it has, as status "stopped"."""
 
 
 @dataclass(frozen=True)

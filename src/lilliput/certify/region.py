@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lilliput.certify.halfspace import HalfSpaces
+
 Norm = Literal["inf", "1", "2"]
 DUAL: dict[Norm, Norm] = {"inf": "1", "1": "inf", "2": "2"}
 """The norm of a Jacobian row that bounds how much the output moves for a unit step of the input."""
@@ -24,6 +26,8 @@ class Region:
     lower: Float[Tensor, "domains inputs"]
     """The smallest box around the ball, cut to the data's range."""
     upper: Float[Tensor, "domains inputs"]
+    cuts: HalfSpaces | None = None
+    """Half-spaces that the region is cut to as well; ``most`` alone knows of them."""
 
     @staticmethod
     def ball(centre: Tensor, eps: float, norm: Norm, clip: tuple[float | int, float | int] | None = None) -> Region:
@@ -35,13 +39,16 @@ class Region:
 
     def take(self, domains: Tensor | slice) -> Region:
         """Some of the domains."""
-        return Region(self.centre[domains], self.eps, self.norm, self.lower[domains], self.upper[domains])
+        cuts = None if self.cuts is None else self.cuts.take(domains)
+        return Region(self.centre[domains], self.eps, self.norm, self.lower[domains], self.upper[domains], cuts)
 
     def most(self, A: Tensor) -> Tensor:
         """Greatest ``a . x`` over each domain's region, for rows A (sides, domains, rows, inputs): (sides, domains, rows)."""
         middle, radius = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
         size = A.abs()
         box = (A @ middle[:, :, None] + size @ radius[:, :, None]).squeeze(-1)
+        if self.cuts is not None:
+            box = torch.minimum(box, self.cuts.most(A, middle, radius))
         if self.norm == "inf":
             return box
         dual = size.amax(-1) if self.norm == "1" else torch.linalg.vector_norm(A, dim=-1)
@@ -76,3 +83,16 @@ class Region:
             # A hair short of the sphere, so that rounding does not put the point outside.
             x = self.centre + step * (self.eps * (1 - 1e-12) / length.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
         return torch.maximum(torch.minimum(x, self.upper), self.lower)
+
+
+def joined_regions(regions: list[Region]) -> Region:
+    """The domains of all, in order; radius and norm are the same, and all or none have half-spaces."""
+    first = regions[0]
+    cuts = None
+    if first.cuts is not None:
+        parts = [region.cuts for region in regions if region.cuts is not None]
+        cuts = HalfSpaces(torch.cat([part.H for part in parts]), torch.cat([part.h for part in parts]))
+    centre, lower, upper = (
+        torch.cat([getattr(region, name) for region in regions]) for name in ("centre", "lower", "upper")
+    )
+    return Region(centre, first.eps, first.norm, lower, upper, cuts)

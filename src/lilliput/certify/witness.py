@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lilliput.certify.network import Activation, Network, sum_of
-from lilliput.certify.preactivation import preactivations, rows_per_chunk
+from lilliput.certify.preactivation import rows_per_chunk
 from lilliput.certify.region import DUAL, Norm, Region
 
 
@@ -31,14 +30,11 @@ def jacobian_at(
     network: Network,
     points: Float[Tensor, "points inputs"],
     rows: Float[Tensor, "points rows outputs"],
-    constant: Sequence[Tensor] = (),
 ) -> tuple[Float[Tensor, "points rows inputs"], Bool[Tensor, "points rows"]]:
-    """The rows' gradients at points, and whether each is one: a gate exactly at a kink spoils the rows whose gradient reaches it.
+    """The rows' gradients at points, and whether each is one.
 
-    Unless nothing of the input reaches the gate: a max pool over ReLUs that are all off compares 0 with 0, and goes on doing so.
-
-    Args:
-        constant: for each gate, which of its units don't change around any of the points, (points, units); those spoil nothing.
+    A gate exactly at a kink spoils the rows whose gradient reaches it, unless its input does not change around the point: a dead unit, one
+    that only dead ones feed, a max pool over ReLUs that are all off. Then its slope multiplies a gradient of 0.
     """
     lead = rows.shape[:2]
     _, before = network.run(points.reshape(-1, *network.shapes[network.input]))
@@ -53,7 +49,7 @@ def jacobian_at(
             z = before[step.index]
             outer = outer.reshape(*lead, -1)
             least, greatest = step.gate.slope_range(z, z)
-            is_open = (least < greatest) & ~constant[step.index] if constant else least < greatest
+            is_open = least < greatest
             if bool(is_open.any()):
                 moves = _moves(network, before) if moves is None else moves
                 is_open = is_open & moves[step.index]
@@ -68,40 +64,33 @@ def jacobian_at(
 
 
 def _moves(network: Network, before: list[Tensor]) -> list[Tensor]:
-    """For each gate, the units whose input may change around each point, (points, units); the others are constant there.
-
-    Args:
-        before: each gate's input, (points, units).
-    """
-    lead = len(before[0])
-    reach = {network.input: before[0].new_ones((lead, *network.shapes[network.input]))}
-    found = []
+    """Whether each gate's input changes along one direction in general position, (points, units)."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(network.inputs, generator=generator, dtype=torch.float64).to(before[0])
+    shape = network.shapes[network.input]
+    tangents = {network.input: direction.reshape(1, *shape).expand(len(before[0]), *shape)}
+    moves: list[Tensor] = []
     for step in network.steps:
         if isinstance(step, Activation):
-            moves = reach[step.source].flatten(1) > 0
-            found.append(moves)
-            if step.gate.is_piecewise_linear:
-                least, greatest = step.gate.slope_range(before[step.index], before[step.index])
-                moves = moves & ((least != 0) | (greatest != 0))
-            reach[step.name] = moves.to(before[0].dtype).reshape(reach[step.source].shape)
+            z, dz = before[step.index], tangents[step.source]
+            moves.append(dz.flatten(1) != 0)
+            tangents[step.name] = (step.gate.slope(z) * dz.flatten(1)).reshape(dz.shape)
         else:
-            total = sum_of([linear.apply(reach[name], absolute=True) for name, linear in step.terms])
-            # How much is of no interest, and could overflow.
-            reach[step.name] = (total > 0).to(total.dtype)
-    return found
+            tangents[step.name] = sum_of([linear.apply(tangents[name]) for name, linear in step.terms])
+    return moves
 
 
 def _add(values: dict[str, Tensor], name: str, more: Tensor) -> None:
     values[name] = more if name not in values else values[name] + more
 
 
-def norm_at(network: Network, points: Tensor, rows: Tensor, norm: Norm, constant: Sequence[Tensor] = ()) -> Tensor:
+def norm_at(network: Network, points: Tensor, rows: Tensor, norm: Norm) -> Tensor:
     """Dual norm of each row's gradient at each point, (points, rows); 0 where there is none, so that it never counts as found."""
     parts = []
     at_once = rows_per_chunk(network, rows.shape[1])
     for start in range(0, len(points), at_once):
         some = slice(start, start + at_once)
-        jacobian, is_smooth = jacobian_at(network, points[some], rows[some], [each[some] for each in constant])
+        jacobian, is_smooth = jacobian_at(network, points[some], rows[some])
         size = torch.linalg.vector_norm(jacobian, ord=float(DUAL[norm]), dim=-1)
         parts.append(torch.where(is_smooth & size.isfinite(), size, 0.0))
     return torch.cat(parts)
@@ -125,17 +114,10 @@ def search(
     """
     generator = torch.Generator().manual_seed(seed)
     domains, count, inputs = len(rows), rows.shape[1], network.inputs
-    known = preactivations(network, region, method="ibp")
-    is_ball = region.eps > 0
-    constant = [(a == b) & is_ball for a, b in zip(known.lower, known.upper, strict=True)]
-
-    def measure(points: Tensor, rows: Tensor, owners: Tensor) -> Tensor:
-        return norm_at(network, points, rows, region.norm, [each[owners] for each in constant])
-
     numbers = torch.arange(domains, device=rows.device)
     points = torch.cat([region.centre[None], region.draw(samples, generator)])
     each_point = rows.expand(len(points), *rows.shape).flatten(0, 1)
-    found = measure(points.reshape(-1, inputs), each_point, numbers.repeat(len(points)))
+    found = norm_at(network, points.reshape(-1, inputs), each_point, region.norm)
     size, which = found.reshape(len(points), domains, count).max(0)
     best = Witness(size, points[which, numbers[:, None]])
     each_row = rows.reshape(-1, 1, rows.shape[-1])
@@ -150,8 +132,7 @@ def search(
         share = 0.5 ** (step + 1)
         thrown = torch.rand(here.shape, generator=generator, dtype=torch.float64).to(here.device) < share
         there = edges.nearest(torch.where(thrown, corner, here))
-        owners = numbers.repeat_interleave(count).repeat(tries)
-        size = measure(there.reshape(-1, inputs), each_row.repeat(tries, 1, 1), owners)
+        size = norm_at(network, there.reshape(-1, inputs), each_row.repeat(tries, 1, 1), region.norm)
         size, which = size.reshape(tries, -1).max(0)
         point = there[which, torch.arange(len(which), device=which.device)]
         best = best.better(Witness(size.reshape(domains, count), point.reshape(domains, count, inputs)))
