@@ -19,6 +19,7 @@ from lilliput.quantize import (
     load_quantized,
     quantize,
     save_quantized,
+    split,
 )
 from lilliput.quantize.lowbit.attention import ProjectedAttention
 from lilliput.quantize.lowbit.config import Method
@@ -217,6 +218,19 @@ def test_code_that_reads_a_layers_weight_reads_the_dequantized_one():
     q = quantize(seeded(FunctionalTie()), RoundToNearest(bits=2, layers=("Embedding",)))
     weight = q.module.embedding.packed.dequantize()
     torch.testing.assert_close(q(torch.arange(9)), weight @ weight.T)
+
+
+def test_weights_that_are_computed_at_each_read_are_not_taken_for_tied(tmp_path):
+    """Each read of a parametrized weight may lie where the last one did."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)) for _ in range(4))).eval()
+    q = quantize(model, RoundToNearest(bits=8))
+    assert len(q.stored_weights) == 4
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(q(x), model(x), rtol=0, atol=0.03)
+    torch.testing.assert_close(split(model, SplitConfig())(x), model(x), rtol=1e-5, atol=1e-5)
+    save_quantized(q, tmp_path / "q")
+    assert torch.equal(load_quantized(tmp_path / "q", like=model)(x), q(x))
 
 
 def test_the_model_is_not_changed_and_shares_no_memory():

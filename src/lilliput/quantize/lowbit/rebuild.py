@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrize
 
 from lilliput.errors import DataError
 from lilliput.quantize.lowbit.attention import PROJECTIONS, ProjectedAttention
@@ -93,7 +94,7 @@ class Surgery:
                     self.layers[joined(path, name)] = getattr(attention, name)
             # The out_proj of an attention is of that last type: it is found with the attention, or stays with it.
             elif isinstance(module, Layer) and kind_of(module) and type(module) is not NonDynamicallyQuantizableLinear:
-                self.layers[path] = module
+                self.layers[path] = _with_plain_weight(module)
                 self._origins[path] = module
 
     def _fold_batchnorms(self, plan: Method | Plan) -> dict[str, str]:
@@ -161,6 +162,23 @@ def inventory(model: nn.Module, surgery: Surgery) -> str:
         if kinds
         else f"{name} has no Linear, Conv1d, Conv2d or Embedding"
     )
+
+
+def _with_plain_weight(layer: Layer) -> Layer:
+    """The layer, or a copy whose weight is a parameter where it is computed anew at each read (weight norm and its like).
+
+    Ties are told by memory, and what is computed anew has none of its own.
+    """
+    if not parametrize.is_parametrized(layer):
+        return layer
+    # Torch's own way back to a plain layer edits the class, which copies share with the given layer.
+    base = cast(type[Layer], type(layer).__bases__[0])
+    plain = base.__new__(base)
+    computed = {
+        name: nn.Parameter(getattr(layer, name).detach()) for name in cast(nn.ModuleDict, layer.parametrizations)
+    }
+    plain.__dict__ |= layer.__dict__ | {"_parameters": {**layer._parameters, **computed}, "_modules": {}}
+    return plain
 
 
 def _is_projected(path: str, plan: Method | Plan) -> bool:
