@@ -102,3 +102,17 @@ def test_an_operation_takes_what_it_reads_and_makes() -> None:
         assert live >= own + scratch_bytes(op, placement.program)
         offset = placement.scratch_offset(op)
         assert scratch_bytes(op, placement.program) == 0 or (offset is not None and offset % ALIGNMENT == 0)
+
+
+def test_only_kernels_that_allow_it_write_over_what_they_read() -> None:
+    """Elementwise ones, and depthwise convolutions plane by plane; a pointwise or 3x3 one still needs the pixels it would cover."""
+    qgraph = mobilenet_v2(64, 0.35)
+    placement = place(compiled(qgraph, UpdatePlan(len(weighted_layers(qgraph)))))
+    over = [op for op, host in zip(placement.program.ops, placement.hosts, strict=True) if host is not None]
+    kinds = {op.kind for op in over}
+    assert kinds == {"conv", "conv_dx", "add", "mean", "mask_gradient", "scale_gradient", "add_gradients"}
+    for op in over:
+        if isinstance(op, (t.Conv, t.ConvInputGradient)):
+            assert op.layer.is_depthwise
+        made, read = (placement.program.buffers[name] for name in (op.outputs[0], op.inputs[0]))
+        assert made.bytes <= read.bytes

@@ -201,7 +201,10 @@ def _requantize(op: t.Requantize, gradient: Gradient, walk: _Walk) -> None:
 
 
 def _conv_sum(op: t.ConvSum, gradient: Gradient, walk: _Walk) -> None:
-    """sum = conv(x - zx, w) + b: d b sums d sum over pixels, d x convolves it transposed, d w correlates it with x - zx."""
+    """sum = conv(x - zx, w) + b: d b sums d sum over pixels, d x convolves it transposed, d w correlates it with x - zx.
+
+    In this order: a step that follows d w at once must not change the weights that d x reads.
+    """
     layer, ga = op.layer, gradient.buffer
     bits = gradient_bits(layer.products)
     if layer.bias_parameter is not None:
