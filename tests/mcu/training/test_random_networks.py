@@ -3,14 +3,18 @@
 How deep rules reach is asked of the published simulation, which shares no code with ours: both train the same layers.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from lilliput.errors import UnsupportedOpError
 from lilliput.mcu.training import interpreter
 from lilliput.mcu.training.float_mode import deepest
-from lilliput.mcu.training.optimizer import SGD
+from lilliput.mcu.training.host_library import HostModel
+from lilliput.mcu.training.optimizer import SGD, Master
 from lilliput.mcu.training.planning import place
+from lilliput.mcu.training.train_step import compile_training
 from lilliput.mcu.training.update_plan import UpdatePlan, weighted_layers
 from lilliput.quantize.qgraph import QuantizedGraph
 from mcu.networks import Network, random_network
@@ -60,3 +64,21 @@ def test_all_ways_to_run_a_step_agree(seed: int) -> None:
         arena_run.train_step(placement, states["arena"], codes, label, 2**15)
     assert len({state.digest for state in states.values()}) == 1
     assert states["arena"].digest != interpreter.State.start(placement.program).digest
+
+
+@pytest.mark.parametrize(("seed", "master"), [(3, "int16"), (9, "int8"), (14, "nearest"), (22, "truncate")])
+def test_the_emitted_c_agrees_on_the_host(seed: int, master: Master, tmp_path: Path) -> None:
+    qgraph = with_head(seed)
+    rng = np.random.default_rng(seed)
+    layers = weighted_layers(qgraph)
+    depth = deepest(qgraph)
+    ratios = {op.name: float(rng.choice([0.3, 0.6, 1])) for op in layers[len(layers) - depth :]}
+    plan = UpdatePlan.from_ratios(qgraph, depth, ratios)
+    step = compile_training(qgraph, plan, num_classes=3, optimizer=SGD(0.01, master=master))
+    x = rng.integers(-128, 128, (10, *qgraph.tensors[qgraph.input].shape), dtype=np.int8)
+    y = rng.integers(0, 3, 10)
+    log = step.simulate(x, y)
+    model = HostModel(step.emit_c(tmp_path / "project"))
+    losses = [model.train_step(sample, int(label)) for sample, label in zip(x, y, strict=True)]
+    assert losses == log.losses_q16.tolist()
+    assert model.state.digest == log.weights_digest
