@@ -14,6 +14,7 @@ Source: the running error analysis of Higham 2002, section 3.3; closing each ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
@@ -89,8 +90,17 @@ class ValueCharges(Charges):
         self._add(step.name, total.flatten(1), roundings, torch.cat(met, 1))
         return interval
 
-    def gate(self, step: Activation, z: Interval, lines: Lines, computed: Interval) -> Interval:
-        """Add a gate, whose lines were computed from z, and widen the computed range of its value; all (domains, units)."""
+    def gate_range(self, step: Activation, computed: Interval) -> Interval:
+        """The computed range of a gate's value, made one that surely holds it."""
+        # A knot is off by its own rounding; where it is 0, as a ReLU's, it is not.
+        knots = step.gate.steepest * max(
+            (abs(knot.at) for knot in step.gate.knots if math.isfinite(knot.at)), default=0
+        )
+        off = gamma(16, self.dtype) * (largest(computed) + knots) + 8 * tiny(self.dtype) * (1 + step.gate.steepest)
+        return outward(computed, off)
+
+    def gate(self, step: Activation, z: Interval, lines: Lines, computed: Interval) -> None:
+        """Add a gate, whose lines and range were computed from z; all (domains, units)."""
         most, value = largest(z), largest(computed)
         slope = torch.maximum(lines.below_k.abs(), lines.above_k.abs())
         intercept = torch.maximum(lines.below_b.abs(), lines.above_b.abs())
@@ -100,10 +110,6 @@ class ValueCharges(Charges):
         floor = 8 * tiny(self.dtype) * (1 + slope + step.gate.steepest) * (1 + most)
         rate = rate + self.gamma(2 * most.shape[-1]) * 2 * intercept + floor
         self._add(step.name, rate, 16, largest(z))
-        # A knot is off by its own rounding; where it is 0, as a ReLU's, it is not.
-        knots = step.gate.steepest * max(abs(knot.at) for knot in step.gate.knots)
-        off = gamma(16, self.dtype) * (largest(computed) + knots) + 8 * tiny(self.dtype) * (1 + step.gate.steepest)
-        return outward(computed, off)
 
     def of(self, key: Hashable, A: Tensor) -> Tensor:
         """Charge of rows of coefficients (sides, domains or 1, rows, elements): (sides, domains, rows)."""

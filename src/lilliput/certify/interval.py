@@ -13,7 +13,7 @@ from torch import Tensor
 from lilliput.certify.charges import GradientCharges, ValueCharges
 from lilliput.certify.linear_map import LinearMap
 from lilliput.certify.network import Activation, Affine, Network
-from lilliput.certify.region import DUAL, Norm
+from lilliput.certify.region import DUAL, Norm, Region
 from lilliput.certify.rounding import length
 
 Interval = tuple[Tensor, Tensor]
@@ -46,6 +46,23 @@ def affine_interval(step: Affine, values: dict[str, Interval], charges: ValueCha
         lower, upper = lower + more[0], upper + more[1]
     value = (lower, upper) if step.bias is None else (lower + step.bias, upper + step.bias)
     return value if charges is None else charges.affine(step, values, value)
+
+
+def value_interval(network: Network, region: Region) -> Interval:
+    """Interval of the outputs over each domain's region, (domains, outputs)."""
+    charges = ValueCharges(network, region) if network.rigorous else None
+    shape = network.shapes[network.input]
+    values: dict[str, Interval] = {network.input: (region.lower.reshape(-1, *shape), region.upper.reshape(-1, *shape))}
+    for step in network.steps:
+        if isinstance(step, Activation):
+            lower, upper = values[step.source]
+            range_ = step.gate.output_range(lower.flatten(1), upper.flatten(1))
+            range_ = range_ if charges is None else charges.gate_range(step, range_)
+            values[step.name] = range_[0].reshape(lower.shape), range_[1].reshape(lower.shape)
+        else:
+            values[step.name] = affine_interval(step, values, charges)
+    lower, upper = values[network.output]
+    return lower.flatten(1), upper.flatten(1)
 
 
 def dual_norm(most: Tensor, norm: Norm, rigorous: bool) -> Tensor:

@@ -118,7 +118,8 @@ def preactivations(
         lines[step.index] = Lines(*step.gate.lines(*z, chosen))
         out = step.gate.output_range(*z)
         if charges is not None:
-            out = charges.gate(step, z, lines[step.index], out)
+            charges.gate(step, z, lines[step.index], out)
+            out = charges.gate_range(step, out)
         at = (domains, *network.shapes[step.source])
         values[step.name] = (out[0].reshape(at), out[1].reshape(at))
     return Preactivations(tuple(lower), tuple(upper))

@@ -101,6 +101,15 @@ def ball_box(
     return below(lower, centre.dtype), -below(-upper, centre.dtype)
 
 
+def least_of(rows: Tensor, values: tuple[Tensor, Tensor]) -> Tensor:
+    """At most ``row . v`` for rows (domains, rows, n) and every v in the interval (domains, n)."""
+    lower, upper = (each[:, None] for each in values)
+    n, dtype = rows.shape[-1], rows.dtype
+    terms = torch.minimum(rows * lower, rows * upper)
+    most = torch.maximum((rows * lower).abs(), (rows * upper).abs())
+    return down(terms.sum(-1) - up(gamma(n + 8, dtype) * most.sum(-1) + 8 * n * tiny(dtype)))
+
+
 def below(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The float64 numbers in another precision, none of them larger than before."""
     cast = x.to(dtype)
