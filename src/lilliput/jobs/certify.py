@@ -254,6 +254,7 @@ def _radius(
     width = 1.0 if clip is None else clip[1] - clip[0]
     most = width * center.numel() ** {"inf": 0.0, "2": 0.5, "1": 1.0}[config.norm]
     options: dict[str, Any] = {"norm": config.norm, "max_eps": most, "clip": clip, "seed": config.seed}
+    options["rigorous"] = config.rigorous
     loosest = next(iter(METHODS))
     before = time.perf_counter()
     radius = certified_radius(
