@@ -100,12 +100,12 @@ class ValueCharges(Charges):
         return outward(computed, off)
 
     def gate(self, step: Activation, z: Interval, lines: Lines, computed: Interval) -> None:
-        """Add a gate, whose lines and range were computed from z; all (domains, units)."""
+        """Add a gate, whose lines and range were computed from z; all (domains, units), or lines of each row and side."""
         most, value = largest(z), largest(computed)
         slope = torch.maximum(lines.below_k.abs(), lines.above_k.abs())
         intercept = torch.maximum(lines.below_b.abs(), lines.above_b.abs())
-        if slope.dim() == 3:
-            most, value, intercept = most[:, None], value[:, None], intercept.expand_as(slope)
+        if slope.dim() > 2:
+            most, value = most[:, None], value[:, None]
         rate = self.gamma(16) * (value + (slope + step.gate.steepest) * most)
         floor = 8 * tiny(self.dtype) * (1 + slope + step.gate.steepest) * (1 + most)
         rate = rate + self.gamma(2 * most.shape[-1]) * 2 * intercept + floor

@@ -5,7 +5,7 @@ An interval is a pair of tensors. Through a linear map ``W``, middle and radius 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -48,15 +48,24 @@ def affine_interval(step: Affine, values: dict[str, Interval], charges: ValueCha
     return value if charges is None else charges.affine(step, values, value)
 
 
-def value_interval(network: Network, region: Region) -> Interval:
-    """Interval of the outputs over each domain's region, (domains, outputs)."""
-    charges = ValueCharges(network, region) if network.rigorous else None
+def value_interval(
+    network: Network, region: Region, known: Sequence[Interval] = (), charges: ValueCharges | None = None
+) -> Interval:
+    """Interval of the outputs over each domain's region, (domains, outputs).
+
+    Args:
+        known: what the first gates' inputs are in, (domains, units) each.
+        charges: to which the affine steps are added; where rounding counts and none are given, they serve this interval alone.
+    """
+    if charges is None and network.rigorous:
+        charges = ValueCharges(network, region)
     shape = network.shapes[network.input]
     values: dict[str, Interval] = {network.input: (region.lower.reshape(-1, *shape), region.upper.reshape(-1, *shape))}
     for step in network.steps:
         if isinstance(step, Activation):
             lower, upper = values[step.source]
-            range_ = step.gate.output_range(lower.flatten(1), upper.flatten(1))
+            z = known[step.index] if step.index < len(known) else (lower.flatten(1), upper.flatten(1))
+            range_ = step.gate.output_range(*z)
             range_ = range_ if charges is None else charges.gate_range(step, range_)
             values[step.name] = range_[0].reshape(lower.shape), range_[1].reshape(lower.shape)
         else:
