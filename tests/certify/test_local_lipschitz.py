@@ -147,7 +147,6 @@ def test_fixing_gates_tightens_and_the_two_halves_cover_the_whole():
         ({"norm": "fro"}, ConfigError, "norm='fro'.*'inf', '1', '2'"),
         ({"method": "magic"}, ConfigError, "method='magic'.*'product'.*'crown'"),
         ({"dtype": "float16"}, ConfigError, "dtype='float16'"),
-        ({"rigorous": True}, ConfigError, "rigorous"),
         ({"outputs": "columns"}, ConfigError, "outputs='columns'"),
         ({"outputs": "margins"}, ConfigError, "needs y"),
         ({"outputs": "margins", "y": 3}, DataError, "y has 1 classes from 3 to 3.*0 to 2"),

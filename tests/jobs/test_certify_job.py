@@ -144,6 +144,18 @@ def test_a_radius_is_that_of_the_function(mlp_files, tmp_path, norm, most):
     assert f"takes it out of class 'output {int(y[0])}'" in run.report.verdict
 
 
+def test_rigour_reaches_the_bound_and_the_radius(mlp_files, mlp_run, tmp_path):
+    run = certify(config(**mlp_files, tmp_path=tmp_path, eps="8/255", clip="0,1", rigorous=True, radius=True))
+    x, _ = digits(1)
+    found = local_lipschitz(trained_mlp(), x[0], 8 / 255, clip=(0, 1), rigorous=True)
+    assert run.evidence["lipschitz.upper"].value == found.upper > mlp_run.evidence["lipschitz.upper"].value
+    assert run.evidence["lipschitz.upper"].detail.endswith("rounding is counted")
+    assert mlp_run.evidence["lipschitz.upper"].detail.endswith("rounding is not counted")
+    y = int(trained_mlp()(x)[0].argmax())
+    radius = certified_radius(trained_mlp(), x[0], y, max_eps=1, clip=(0, 1), rigorous=True)
+    assert run.evidence["radius.certified"].value == radius
+
+
 def test_without_a_radius_there_is_no_word_of_one(mlp_run):
     assert not [name for name in mlp_run.evidence if name.startswith("radius")]
     assert "takes it out of class" not in mlp_run.report.verdict

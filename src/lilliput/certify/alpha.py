@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lilliput.certify.interval import Interval, intersect
+from lilliput.certify.charges import ValueCharges
+from lilliput.certify.interval import Interval, intersect, value_interval
 from lilliput.certify.network import Activation, Network
 from lilliput.certify.preactivation import Lines, Preactivations, preactivations, rows_per_chunk, upper_bound
 from lilliput.certify.problem import Answer, Problem
@@ -79,6 +80,10 @@ def _trained(
     ]
     lower, upper = z
     width, patience = float((upper - lower).sum()), 0
+    charges = None
+    if network.rigorous:
+        charges = ValueCharges(network, region)
+        value_interval(network, region, bounds, charges)
     optimizer = torch.optim.Adam(slopes, lr=_RATE)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, _DECAY)
     for _ in range(steps):
@@ -88,11 +93,17 @@ def _trained(
                 each.index: _lines(each, bounds[each.index], slope) for each, slope in zip(gates, slopes, strict=True)
             }
             # Not cut with what is known: a bound that is worse than one before would have no gradient to recover by.
-            most = upper_bound(network, region, {step.source: rows[None, None]}, lines)
+            most = upper_bound(network.plain, region, {step.source: rows[None, None]}, lines)
             total = most.sum()
         if not (total.requires_grad and bool(total.isfinite())):
             break
         total.backward()
+        if charges is not None:  # the same lines, with their rounding
+            with torch.no_grad():
+                for each in gates:
+                    z = bounds[each.index]
+                    charges.gate(each, z, lines[each.index], each.gate.output_range(*z))
+                most = upper_bound(network, region, {step.source: rows[None, None]}, lines, charges=charges)
         lower, upper = intersect((lower, upper), (-most[1].detach(), most[0].detach()))
         before, width = width, float((upper - lower).sum())
         patience = 0 if width < before * (1 - _GAIN) else patience + 1

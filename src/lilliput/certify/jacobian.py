@@ -17,6 +17,7 @@ gradient's sign too. ``rule="constant"`` is RecurJac (Zhang et al. 2019, arXiv:1
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,12 +25,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lilliput.certify.interval import Interval, gradient_intervals, intersect, scaled
+from lilliput.certify.charges import ROWS, GradientCharges, dot
+from lilliput.certify.interval import Interval, dual_norm, gradient_intervals, intersect, scaled
 from lilliput.certify.network import Activation, Affine, Network
 from lilliput.certify.preactivation import rows_per_chunk
 from lilliput.certify.region import DUAL, Norm
+from lilliput.certify.rounding import up
 
 Rule = Literal["chord", "constant"]
+_HAIR = 4096
+"""Of the last place: a gradient whose rarer sign is less than that is of one sign but for rounding, and keeps RecurJac's line."""
 _LEAST_ROWS = 16
 """Domains are taken few enough that at least this many rows of coefficients fit one chunk."""
 
@@ -145,19 +150,20 @@ class _Line:
     def of(slope: Interval, g: Interval, rule: Rule) -> _Line:
         least, greatest = slope[0][:, None], slope[1][:, None]
         lower, upper = g
-        is_mixed = (lower < 0) & (upper > 0)
+        beyond = torch.minimum(-lower, upper)  # how far g may have its rarer sign
+        is_mixed = beyond > (0 if rule == "chord" else _HAIR * torch.finfo(lower.dtype).eps * (upper - lower))
         width = torch.where(is_mixed, upper - lower, 1.0)
         if rule == "chord":
             above = (greatest * upper - least * lower) / width
             below = (least * upper - greatest * lower) / width
-            lift = torch.where(is_mixed, -lower * upper / width * (greatest - least), 0.0)
+            lift = torch.where(is_mixed, -lower * (upper / width) * (greatest - least), 0.0)
             b_mid = None
         else:
             above = below = torch.zeros_like(lower)
             low, high = scaled((least, greatest), g)
             b_mid = torch.where(is_mixed, (high + low) / 2, 0.0)[None, :, :, None]
-            lift = torch.where(is_mixed, (high - low) / 2, 0.0)
-        is_negative = lower < 0
+            lift = torch.where(is_mixed, (high - low) / 2, beyond.clamp(min=0) * (greatest - least))
+        is_negative = -lower > upper
         above = torch.where(is_mixed, above, torch.where(is_negative, least, greatest))
         below = torch.where(is_mixed, below, torch.where(is_negative, greatest, least))
         middle, half = (above + below) / 2, (above - below) / 2
@@ -171,6 +177,7 @@ class _Chain:
         self.network, self.slopes, self.rows, self.rule = network, slopes, rows, rule
         self.lines: dict[int, _Line | None] = {}
         self.weights: dict[int, Tensor] = {}
+        self.charges = GradientCharges(network, rows) if network.rigorous else None
         self.last_reader = {
             name: index
             for index, step in enumerate(network.steps)
@@ -190,7 +197,7 @@ class _Chain:
             self.lines[step.index] = None if is_decided else _Line.of((least, greatest), g, self.rule)
             return g
 
-        behind, x = gradient_intervals(self.network, self.slopes, self.rows, cut)
+        behind, x = gradient_intervals(self.network, self.slopes, self.rows, cut, self.charges)
         if within is not None:
             x = intersect(x, within.jacobian)
         if any(bool((least < greatest).any()) for least, greatest in self.slopes):
@@ -207,22 +214,26 @@ class _Chain:
     def _norm(self, norm: Norm, x: Interval) -> Tensor:
         lower, upper = x
         most = torch.maximum(lower.abs(), upper.abs())
+        elementwise = dual_norm(most, norm, self.network.rigorous)
         if DUAL[norm] == "inf":
-            return most.amax(-1)
+            return elementwise
         if DUAL[norm] == "1":
             is_mixed = (lower < 0) & (upper > 0)
             width = torch.where(is_mixed, upper - lower, 1.0)
             sign = torch.where(lower < 0, -1.0, 1.0)
             slope = torch.where(is_mixed, (upper + lower) / width, sign)
-            intercept = torch.where(is_mixed, -2 * lower * upper / width, 0.0)
-            return torch.minimum(self._carried(slope, intercept.sum(-1)), most.sum(-1))
-        square = self._carried(lower + upper, -(lower * upper).sum(-1))
-        return torch.minimum(square.clamp(min=0).sqrt(), torch.linalg.vector_norm(most, dim=-1))
+            intercept = torch.where(is_mixed, -2 * lower * (upper / width), 0.0)
+            return torch.minimum(self._carried(slope, intercept, most), elementwise)
+        square = self._carried(lower + upper, -(lower * upper), most * most)
+        root = square.clamp(min=0).sqrt()
+        return torch.minimum(root if self.charges is None else up(root), elementwise)
 
-    def _carried(self, coefficients: Tensor, intercept: Tensor) -> Tensor:
-        """Upper bound of one row of coefficients on the Jacobian for each (domain, row)."""
+    def _carried(self, coefficients: Tensor, intercept: Tensor, most: Tensor) -> Tensor:
+        """Upper bound of one row of coefficients on the Jacobian for each (domain, row), and of the sum of intercepts up to ``most``."""
         start = coefficients[None, :, :, None]
-        return self._carry(self.network.input, start, both_sides=False, keep_weights=True)[0, :, :, 0] + intercept
+        value = self._carry(self.network.input, start, both_sides=False, keep_weights=True)[0, :, :, 0]
+        value = value + intercept.sum(-1)
+        return value if self.charges is None else self.charges.with_sum(value, most)
 
     def _pulled_back(self, name: str, g: Interval, wanted: Tensor) -> Interval:
         """The interval of a value's gradient, cut at the wanted elements by carrying each of them forward."""
@@ -247,6 +258,7 @@ class _Chain:
         """
         coefficients = {name: start}
         bias: Tensor | float = 0.0
+        slack: Tensor | float = 0.0
         for index, step in enumerate(self.network.steps):
             if isinstance(step, Activation):
                 B = (
@@ -258,6 +270,7 @@ class _Chain:
                     continue
                 if keep_weights:
                     self.weights[step.index] = B[0, :, :, 0].abs()
+                slack = slack + self._charge(step.name, B)
                 line = self.lines[step.index]
                 if line is None:
                     B = B * self.slopes[step.index][0][None, :, None, None]
@@ -267,21 +280,31 @@ class _Chain:
                     bias = bias + more
                 coefficients[step.name] = B
             else:
-                self._affine(step, index, coefficients)
+                slack = slack + self._affine(step, index, coefficients)
         B = coefficients.get(self.network.output)
         if B is None:
             return self.rows.new_zeros((1 + both_sides, *self.rows.shape[:2], start.shape[3]))
-        value = _dot(B, self.rows[None, :, :, None])
+        value = dot(B, self.rows[None, :, :, None])
         if both_sides and len(value) == 1:
             value = torch.cat([value, -value])
-        return (value + bias).expand(-1, *self.rows.shape[:2], -1)
+        value = value + bias
+        if self.charges is not None:
+            value = self.charges.closed(value, slack + self._charge(ROWS, B))
+        return value.expand(-1, *self.rows.shape[:2], -1)
 
-    def _affine(self, step: Affine, index: int, coefficients: dict[str, Tensor]) -> None:
+    def _charge(self, key: Hashable, B: Tensor) -> Tensor | float:
+        """What rounding can cost the coefficients in a step, where that is counted."""
+        return 0.0 if self.charges is None else self.charges.of(key, B)
+
+    def _affine(self, step: Affine, index: int, coefficients: dict[str, Tensor]) -> Tensor | float:
+        """Carry them through a step; what that costs."""
         total: Tensor | None = None
-        for name, linear in step.terms:
+        slack: Tensor | float = 0.0
+        for place, (name, linear) in enumerate(step.terms):
             B = coefficients.get(name)
             if B is None:
                 continue
+            slack = slack + self._charge((step.name, place), B)
             moved = linear.apply(B.reshape(-1, *self.network.shapes[name])).reshape(*B.shape[:4], -1)
             if total is not None and len(total) != len(moved):  # one of two branches met a gate first
                 total, moved = _two_sided(total), _two_sided(moved)
@@ -291,6 +314,7 @@ class _Chain:
                 coefficients.pop(name, None)
         if total is not None:
             coefficients[step.name] = total
+        return slack
 
 
 def _two_sided(B: Tensor) -> Tensor:
@@ -299,15 +323,7 @@ def _two_sided(B: Tensor) -> Tensor:
 
 def _relaxed(B: Tensor, line: _Line) -> tuple[Tensor, Tensor]:
     size = B.abs()
-    bias = _dot(size, line.b_half)
+    bias = dot(size, line.b_half)
     if line.b_mid is not None:
-        bias = bias + _dot(B, line.b_mid)
+        bias = bias + dot(B, line.b_mid)
     return torch.addcmul(B * line.k_mid, size, line.k_half), bias
-
-
-def _dot(B: Tensor, v: Tensor) -> Tensor:
-    """Sum over the last axis of (sides, domains, rows, specs, units) times (1, domains, rows, 1, units)."""
-    if B.shape[1] == B.shape[2] == 1 and v.shape[1] * v.shape[2] > 1:
-        product = B[:, 0, 0] @ v.reshape(-1, v.shape[-1]).T  # one matrix product instead of an expanded tensor
-        return product.reshape(len(B), -1, *v.shape[1:3]).permute(0, 2, 3, 1)
-    return (B @ v.squeeze(3).unsqueeze(-1)).squeeze(-1)

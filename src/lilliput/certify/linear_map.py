@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,11 @@ class LinearMap(ABC):
     @abstractmethod
     def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
         """``W x``, or ``|W| x``: (N, *inputs) to (N, *outputs)."""
+
+    @property
+    def roundings(self) -> int:
+        """How many there are at most on the way from the stored weights to one element of a product with the map or its transpose."""
+        return max(prod(self.inputs), prod(self.outputs)) + 4
 
     @abstractmethod
     def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
@@ -61,6 +67,11 @@ class Matrix(LinearMap):
         """See :class:`LinearMap`."""
         return g @ (self.magnitude if absolute else self.weight)
 
+    @property
+    def roundings(self) -> int:
+        """See :class:`LinearMap`."""
+        return max(self.weight.shape) + 4
+
     def norm(self, order: str, like: Tensor) -> Tensor:
         """Exact for "2" as well."""
         return torch.linalg.matrix_norm(self.weight, 2) if order == "2" else super().norm(order, like)
@@ -88,6 +99,11 @@ class Convolution(LinearMap):
         """``|W|``."""
         return self.weight.abs()
 
+    @property
+    def roundings(self) -> int:
+        """See :class:`LinearMap`."""
+        return max(self.weight.shape[:2]) * prod(self.weight.shape[2:]) + 4
+
     def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
         """See :class:`LinearMap`."""
         convolve = F.conv1d if self.weight.dim() == 3 else F.conv2d
@@ -107,12 +123,35 @@ class Convolution(LinearMap):
         return F.pad(x, [edge for r in reversed(rest) for edge in (0, r)]) if any(rest) else x
 
 
+class SummedConvolution(Convolution):
+    """One in float32 whose every element is a plain sum of products: torch has no fast transforms, which round otherwise, in float64."""
+
+    def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        return self._wide.apply(x.double(), absolute).to(x.dtype)
+
+    def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
+        """See :class:`LinearMap`."""
+        return self._wide.transpose(g.double(), absolute).to(g.dtype)
+
+    @cached_property
+    def _wide(self) -> Convolution:
+        return Convolution(
+            self.weight.double(), self.inputs, self.outputs, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
 class Scale(LinearMap):
     """A factor for each element; it broadcasts to the input, and never makes it larger."""
 
     def __init__(self, factor: Tensor, inputs: Shape) -> None:
         self.factor = factor
         self.inputs = self.outputs = inputs
+
+    @property
+    def roundings(self) -> int:
+        """One, and those of a factor folded from a batch norm."""
+        return 12
 
     def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
         """See :class:`LinearMap`."""
@@ -132,6 +171,11 @@ class Identity(LinearMap):
 
     def __init__(self, inputs: Shape, outputs: Shape) -> None:
         self.inputs, self.outputs = inputs, outputs
+
+    @property
+    def roundings(self) -> int:
+        """None."""
+        return 0
 
     def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
         """See :class:`LinearMap`."""

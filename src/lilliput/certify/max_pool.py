@@ -23,6 +23,11 @@ class Pairs(LinearMap):
         self.both = both
         self.inputs, self.outputs = inputs, (inputs[0], *both.shape)
 
+    @property
+    def roundings(self) -> int:
+        """See :class:`LinearMap`."""
+        return 2
+
     def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
         """See :class:`LinearMap`."""
         last = 2 * len(self.both)

@@ -9,12 +9,11 @@ import torch
 from lilliput.certify.alpha import alpha
 from lilliput.certify.bab import bab
 from lilliput.certify.exact import exact
-from lilliput.certify.interval import Interval, gradient_intervals
+from lilliput.certify.interval import Interval, dual_norm, gradient_intervals
 from lilliput.certify.preactivation import preactivations
 from lilliput.certify.problem import Answer, Problem
 from lilliput.certify.product import product_bound
 from lilliput.certify.propagated import no_more_than_product, propagated
-from lilliput.certify.region import DUAL
 
 
 def product(problem: Problem) -> Answer:
@@ -34,7 +33,7 @@ def ibp(problem: Problem) -> Answer:
     known = preactivations(problem.network, problem.region, method="ibp")
     _, (lower, upper) = gradient_intervals(problem.network, known.slopes(problem.network), problem.rows)
     most = torch.maximum(lower.abs(), upper.abs())
-    norm = torch.linalg.vector_norm(most, ord=float(DUAL[problem.region.norm]), dim=-1)
+    norm = dual_norm(most, problem.region.norm, problem.network.rigorous)
     return Answer(no_more_than_product(problem, norm), lambda: (lower, upper))
 
 
@@ -49,4 +48,10 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
 }
 """Name to function, loosest first."""
 
-__all__ = ["METHODS", "Answer", "Problem"]
+UNCOUNTED: dict[str, str] = {
+    "bab": "it drops parts of the region by linear programs, which are solved in floating point",
+    "exact": "it drops activation patterns by linear programs, which are solved in floating point",
+}
+"""Methods that cannot count rounding, and why."""
+
+__all__ = ["METHODS", "UNCOUNTED", "Answer", "Problem"]

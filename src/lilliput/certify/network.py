@@ -7,15 +7,25 @@ becomes a small tree of both (``lilliput.certify.max_pool``). Everything after t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from lilliput.certify.gate import GATES, Gate
-from lilliput.certify.linear_map import Convolution, Identity, LinearMap, Matrix, Positive, Scale, Shape
-from lilliput.errors import UnsupportedOpError
+from lilliput.certify.linear_map import (
+    Convolution,
+    Identity,
+    LinearMap,
+    Matrix,
+    Positive,
+    Scale,
+    Shape,
+    SummedConvolution,
+)
+from lilliput.certify.rounding import check_arithmetic
+from lilliput.errors import ConfigError, UnsupportedOpError
 from lilliput.graph import Graph, Node, Op
 from lilliput.graph.ops import RULES
 
@@ -28,6 +38,8 @@ class Affine:
     terms: tuple[tuple[str, LinearMap], ...]
     bias: Tensor | None
     """Broadcasts to (1, *shape)."""
+    folded: Tensor | None = None
+    """Sum of the absolute values that the bias was computed from, where it was; rounding is relative to them. As the bias."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,13 @@ class Network:
     shapes: dict[str, Shape]
     dtype: torch.dtype
     device: torch.device
+    rigorous: bool = False
+    """Whether bounds count the rounding of their own arithmetic."""
+
+    @property
+    def plain(self) -> Network:
+        """The same without counting."""
+        return replace(self, rigorous=False)
 
     @property
     def gates(self) -> tuple[Activation, ...]:
@@ -66,6 +85,11 @@ class Network:
     def outputs(self) -> int:
         """Number of output elements, k."""
         return prod(self.shapes[self.output])
+
+    @property
+    def terms(self) -> int:
+        """Number of linear maps and gates."""
+        return sum(len(step.terms) if isinstance(step, Affine) else 1 for step in self.steps)
 
     def units(self, gate: int) -> int:
         """Number of elements of a gate."""
@@ -103,25 +127,39 @@ def sum_of(tensors: list[Tensor]) -> Tensor:
     return total
 
 
-def lower(graph: Graph, dtype: torch.dtype = torch.float64) -> Network:
+def lower(graph: Graph, dtype: torch.dtype = torch.float64, *, rigorous: bool = False) -> Network:
     """The graph's affine steps and gates, with weights copied to ``dtype``.
 
+    Args:
+        rigorous: bounds of the network count the rounding of their own arithmetic.
+
     Raises:
+        ConfigError: rigorous, and a gate or a setting of torch whose rounding is not known.
         UnsupportedOpError: a kind of node without a rule here, naming it and its module; more than one input or output.
     """
-    return Lowering(graph, dtype).network()
+    if rigorous:
+        check_arithmetic(graph.device())
+    network = replace(Lowering(graph, dtype, rigorous).network(), rigorous=rigorous)
+    if rigorous and not network.is_piecewise_linear:
+        name = next(step.name for step in network.gates if not step.gate.is_piecewise_linear)
+        raise ConfigError(
+            f"rigorous=True needs piecewise linear gates, and '{name}' is smooth: nobody guarantees how far torch's exp, tanh and erf are "
+            "off; use rigorous=False"
+        )
+    return network
 
 
 class Lowering:
     """Walks the graph once. Rules read shapes and weights from it, and add steps."""
 
-    def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
+    def __init__(self, graph: Graph, dtype: torch.dtype, rigorous: bool = False) -> None:
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
             raise UnsupportedOpError(
                 f"certify takes networks with 1 input and 1 output; '{graph.name}' has {len(graph.inputs)} and "
                 f"{len(graph.outputs)}; wrap it in a module that returns one tensor"
             )
         self.graph, self.dtype = graph, dtype
+        self.convolution = SummedConvolution if rigorous and dtype == torch.float32 else Convolution
         self.shapes: dict[str, Shape] = {graph.inputs[0]: graph.shape(graph.inputs[0])[1:]}
         self.steps: list[Affine | Activation] = []
         self.gate_count = 0
@@ -169,10 +207,17 @@ class Lowering:
             tensor = tensor[0]
         return tensor.reshape((1,) * (len(shape) - 1 - tensor.dim()) + tuple(tensor.shape))
 
-    def affine(self, name: str, terms: list[tuple[str, LinearMap]], bias: Tensor | None = None) -> str:
+    def affine(
+        self,
+        name: str,
+        terms: list[tuple[str, LinearMap]],
+        bias: Tensor | None = None,
+        folded: Tensor | None = None,
+    ) -> str:
         """Add a step."""
         self.shapes[name] = terms[0][1].outputs
-        self.steps.append(Affine(name, tuple(terms), None if bias is None else bias.unsqueeze(0)))
+        lead = (each if each is None else each.unsqueeze(0) for each in (bias, folded))
+        self.steps.append(Affine(name, tuple(terms), *lead))
         return name
 
     def activation(self, name: str, source: str, gate: Gate) -> str:
@@ -186,7 +231,7 @@ class Lowering:
 def _conv(low: Lowering, node: Node) -> None:
     weight = low.weight(node.inputs[1])
     bias = low.weight(node.inputs[2]).reshape(-1, *(1,) * (weight.dim() - 2)) if len(node.inputs) > 2 else None
-    convolution = Convolution(
+    convolution = low.convolution(
         weight,
         low.shape(node.inputs[0]),
         low.shape(node.name),
@@ -206,11 +251,12 @@ def _linear(low: Lowering, node: Node) -> None:
 
 def _batch_norm(low: Lowering, node: Node) -> None:
     mean, var, *affine = (low.weight(name) for name in node.inputs[1:])
-    factor = (var + node["eps"]).rsqrt() * (affine[0] if affine else 1.0)
-    bias = (affine[1] if len(affine) > 1 else 0.0) - mean * factor
+    factor = 1 / (var + node["eps"]).sqrt() * (affine[0] if affine else 1.0)
+    shift = affine[1] if len(affine) > 1 else torch.zeros_like(mean)
+    bias, folded = shift - mean * factor, shift.abs() + (mean * factor).abs()
     aligned = (-1, *(1,) * (len(low.shape(node.name)) - 1))
     scale = Scale(factor.reshape(aligned), low.shape(node.inputs[0]))
-    low.affine(node.name, [(node.inputs[0], scale)], bias.reshape(aligned))
+    low.affine(node.name, [(node.inputs[0], scale)], bias.reshape(aligned), folded.reshape(aligned))
 
 
 def _sum(low: Lowering, node: Node) -> None:

@@ -10,12 +10,13 @@ arithmetic leaves undecided are pulled back; lines for any gate (see ``lilliput.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lilliput.certify.charges import ValueCharges
 from lilliput.certify.interval import Interval, affine_interval, intersect
 from lilliput.certify.network import Activation, Network
 from lilliput.certify.region import Region
@@ -100,28 +101,37 @@ def preactivations(
     lower: list[Tensor] = []
     upper: list[Tensor] = []
     lines: dict[int, Lines] = {}
+    charges = ValueCharges(network, region) if network.rigorous else None
     for step in network.steps:
         if not isinstance(step, Activation):
-            values[step.name] = affine_interval(step, values)
+            values[step.name] = affine_interval(step, values, charges)
             continue
         z = (values[step.source][0].reshape(domains, -1), values[step.source][1].reshape(domains, -1))
         if within is not None:
             z = intersect(z, (within.lower[step.index], within.upper[step.index]))
         # Before the first gate intervals are as good, unless half-spaces cut the box.
         if method == "crown" and (lines or region.cuts is not None):
-            z = _pulled_back(network, region, step, z, lines)
+            z = _pulled_back(network, region, step, z, lines, charges)
         lower.append(z[0])
         upper.append(z[1])
         chosen = lower_slopes.get(step.index) if lower_slopes is not None else None
         lines[step.index] = Lines(*step.gate.lines(*z, chosen))
         out = step.gate.output_range(*z)
+        if charges is not None:
+            charges.gate(step, z, lines[step.index], out)
+            out = charges.gate_range(step, out)
         at = (domains, *network.shapes[step.source])
         values[step.name] = (out[0].reshape(at), out[1].reshape(at))
     return Preactivations(tuple(lower), tuple(upper))
 
 
 def _pulled_back(
-    network: Network, region: Region, step: Activation, z: Interval, lines: Mapping[int, Lines]
+    network: Network,
+    region: Region,
+    step: Activation,
+    z: Interval,
+    lines: Mapping[int, Lines],
+    charges: ValueCharges | None,
 ) -> Interval:
     """The interval cut by CROWN at the units whose gate it leaves undecided in some domain."""
     least, greatest = step.gate.slope_range(*z)
@@ -133,7 +143,7 @@ def _pulled_back(
     for some in units.split(rows_per_chunk(network, 2 * len(z[0]))):
         rows = z[0].new_zeros((len(some), z[0].shape[1]))
         rows[torch.arange(len(some), device=rows.device), some] = 1.0
-        most = upper_bound(network, region, {step.source: rows[None, None]}, lines)
+        most = upper_bound(network, region, {step.source: rows[None, None]}, lines, charges=charges)
         cut = intersect((z[0][:, some], z[1][:, some]), (-most[1], most[0]))
         lower[:, some] = torch.where(undecided[:, some], cut[0], z[0][:, some])
         upper[:, some] = torch.where(undecided[:, some], cut[1], z[1][:, some])
@@ -146,6 +156,8 @@ def upper_bound(
     rows: Mapping[str, Tensor],
     lines: Mapping[int, Lines],
     multipliers: Mapping[int, Tensor] | None = None,
+    *,
+    charges: ValueCharges | None = None,
 ) -> Tensor:
     """Greatest value of ``sum over values v of rows[v] . v`` and of its negative, by backward linear propagation; differentiable.
 
@@ -154,12 +166,18 @@ def upper_bound(
         lines: for every gate in front of those values.
         multipliers: gate to what is added to the coefficients on its input, (1 or 2, domains, 1 or rows, units). Sound where it is
             ``beta * sign`` with ``beta >= 0`` and the domain says ``sign * z >= 0``, for then it adds nothing negative.
+        charges: for rounding, of all steps in front of those values; needed where the network is rigorous.
     Returns:
         (2, domains, rows): upper bounds of the rows, and of their negatives.
     """
-    A, bias = upper_line(network, rows, lines, multipliers)
-    domains = len(region.centre)
-    return region.most(A.expand(2, domains, *A.shape[2:])) + bias
+    assert (charges is not None) == network.rigorous, "a rigorous network's bounds need charges, others have none"
+    assert charges is None or (multipliers is None and region.cuts is None), "rounding of those is not charged"
+    slack: list[Tensor] = []
+    charge = None if charges is None else lambda name, A: slack.append(charges.of(name, A))
+    A, bias = upper_line(network, rows, lines, multipliers, charge)
+    A = A.expand(2, len(region.centre), *A.shape[2:])
+    most = region.most(A) + bias
+    return most if charges is None else charges.closed(most, sum(slack, charges.of(network.input, A)))
 
 
 def upper_line(
@@ -167,9 +185,12 @@ def upper_line(
     rows: Mapping[str, Tensor],
     lines: Mapping[int, Lines],
     multipliers: Mapping[int, Tensor] | None = None,
+    charge: Callable[[str, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The linear function of the input that ``upper_bound`` takes the greatest value of: ``A . x + bias``.
 
+    Args:
+        charge: hears of each step's name and the coefficients that are carried through it.
     Returns:
         A (sides, domains or 1, rows, n) and bias, which broadcasts to (sides, domains, rows).
     """
@@ -180,6 +201,8 @@ def upper_line(
         if A is None:
             continue
         lead = A.shape[:3]
+        if charge is not None:
+            charge(step.name, A)
         if isinstance(step, Activation):
             line = lines[step.index]
             A, more = relax(A, _rows(line.below_k), _rows(line.below_b), _rows(line.above_k), _rows(line.above_b))

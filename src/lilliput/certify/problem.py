@@ -24,7 +24,6 @@ class Problem:
     alpha_steps: int = 20
     time_limit: float = 30.0
     seed: int = 0
-    rigorous: bool = False
     progress: Callable[[float, float, float, int], None] | None = None
     """Hears of each entry of the trace as it is made: seconds, upper, lower, open domains."""
     is_interruptible: bool = False

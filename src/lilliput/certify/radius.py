@@ -18,9 +18,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lilliput.certify.interval import value_interval
 from lilliput.certify.lipschitz import check_centres, check_options, output_rows, prepared
 from lilliput.certify.method import METHODS, Problem
 from lilliput.certify.region import Norm, Region
+from lilliput.certify.rounding import ball_box, least_of
 from lilliput.errors import ConfigError
 from lilliput.graph import Graph
 
@@ -52,6 +54,7 @@ def certified_radius(
     total_time_limit: float | int | None = None,
     seed: int = 0,
     dtype: str = "float64",
+    rigorous: bool = False,
 ) -> float | Tensor:
     """A radius within which no point gets another class than y, as large as the method can show.
 
@@ -70,6 +73,8 @@ def certified_radius(
             that refine get an even share for each constant. A constant that has been begun is finished.
         seed: for methods with random choices.
         dtype: "float64" or "float32" for all arithmetic.
+        rigorous: the radius holds in real arithmetic for the weights as they are stored, as ``local_lipschitz`` says it; without it, a
+            billionth is left for rounding (in float64).
     Returns:
         For one centre a number, for a batch a tensor (centres,), in the units of the network's input; 0 where the centre itself is
         not of class y, or where two classes tie.
@@ -83,18 +88,23 @@ def certified_radius(
     >>> round(certified_radius(model, torch.tensor([0.5]), y=0), 6)
     0.5
     """
-    check_options(float(max_eps), norm, clip, method, dtype, False, "margins", y)
+    check_options(float(max_eps), norm, clip, method, dtype, rigorous, "margins", y)
     if not 0 < tolerance < 1:
         raise ConfigError(f"tolerance={tolerance}: must be between 0 and 1; try tolerance=0.02")
     check_total_time_limit(total_time_limit)
     started = time.perf_counter()
     precision = torch.float64 if dtype == "float64" else torch.float32
-    network, centres, is_single = prepared(model, x0, precision, None)
+    network, centres, is_single = prepared(model, x0, precision, None, rigorous)
     check_centres(centres, clip)
     rows = output_rows(network, "margins", y, len(centres))
     flat = centres.flatten(1)
     problem = Problem(
-        network, Region.ball(flat, 0.0, cast(Norm, norm), clip), rows, alpha_steps, float(time_limit), seed
+        network,
+        Region.ball(flat, 0.0, cast(Norm, norm), rigorous=rigorous),
+        rows,
+        alpha_steps,
+        float(time_limit),
+        seed,
     )
     radii: list[Tensor] = []
     with torch.no_grad():
@@ -102,6 +112,8 @@ def certified_radius(
             some = slice(start, start + _CENTRES_AT_ONCE)
             outputs, _ = network.run(centres[some])
             margins = (rows[some] @ outputs[..., None]).squeeze(-1)
+            if rigorous:
+                margins = least_of(rows[some], value_interval(network, problem.region.take(some)))
             deadline, share = _deadline(started, total_time_limit, float(time_limit), len(radii), len(flat))
             rate = _rate(replace(problem, time_limit=share), flat[some], rows[some], clip, method)
             # A centre need not win by more than sums can be off.
@@ -130,12 +142,15 @@ def _deadline(started: float, total: float | int | None, each: float, batch: int
 def _rate(
     problem: Problem, centres: Tensor, rows: Tensor, clip: tuple[float | int, float | int] | None, name: str
 ) -> Rate:
-    norm = problem.region.norm
+    norm, is_counted = problem.region.norm, problem.network.rigorous
 
     def rate(some: Tensor, radii: Tensor) -> Tensor:
         if norm == "inf":  # the ball is its box, and every box may have a radius of its own
-            largest = Region.ball(centres[some], float(radii.max()), norm, clip)
-            lower, upper = centres[some] - radii[:, None], centres[some] + radii[:, None]
+            largest = Region.ball(centres[some], float(radii.max()), norm, clip, rigorous=is_counted)
+            if is_counted:
+                lower, upper = ball_box(centres[some], radii[:, None], clip)
+            else:
+                lower, upper = centres[some] - radii[:, None], centres[some] + radii[:, None]
             region = replace(
                 largest, lower=torch.maximum(lower, largest.lower), upper=torch.minimum(upper, largest.upper)
             )
@@ -143,7 +158,7 @@ def _rate(
         found = rows.new_empty((len(some), rows.shape[1]))
         for radius in radii.unique().tolist():
             same = radii == radius
-            region = Region.ball(centres[some[same]], radius, norm, clip)
+            region = Region.ball(centres[some[same]], radius, norm, clip, rigorous=is_counted)
             found[same] = METHODS[name](replace(problem, region=region, rows=rows[some[same]])).norm
         return found
 

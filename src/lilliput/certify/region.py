@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lilliput.certify.halfspace import HalfSpaces
+from lilliput.certify.rounding import ball_box
 
 Norm = Literal["inf", "1", "2"]
 DUAL: dict[Norm, Norm] = {"inf": "1", "1": "inf", "2": "2"}
@@ -30,8 +31,18 @@ class Region:
     """Half-spaces that the region is cut to as well; ``most`` alone knows of them."""
 
     @staticmethod
-    def ball(centre: Tensor, eps: float, norm: Norm, clip: tuple[float | int, float | int] | None = None) -> Region:
-        """The ball around each row of ``centre``."""
+    def ball(
+        centre: Tensor,
+        eps: float,
+        norm: Norm,
+        clip: tuple[float | int, float | int] | None = None,
+        *,
+        rigorous: bool = False,
+    ) -> Region:
+        """The ball around each row of ``centre``; with rounding counted, its box surely holds it, and at most a rounding more."""
+        if rigorous:
+            lower, upper = ball_box(centre, eps, clip)
+            return Region(centre, eps, norm, lower, upper)
         lower, upper = centre - eps, centre + eps
         if clip is not None:
             lower, upper = lower.clamp(min=clip[0]), upper.clamp(max=clip[1])

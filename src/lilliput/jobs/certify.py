@@ -54,6 +54,8 @@ class CertifyConfig:
     """Seconds, for methods that refine until they are over; a radius takes at most as many again."""
     radius: bool = False
     """Certify a radius too: how far the center can be moved before the class that the network gives it could change."""
+    rigorous: bool = False
+    """Count rounding: the upper bound holds in real arithmetic (piecewise linear gates; product, ibp, recurjac, crown or alpha)."""
     seed: int = 0
     """Of the search for points."""
     resume: bool = False
@@ -195,7 +197,13 @@ def _bound(config: CertifyConfig, run: Run, subject: Subject, center: torch.Tens
     outputs, _ = lower(subject.graph).run(center[None].double())
     said = int(outputs[0].argmax())
     options: dict[str, Any] = {"y": said} if config.outputs == "margins" else {}
-    options |= {"norm": config.norm, "outputs": config.outputs, "clip": clip, "seed": config.seed}
+    options |= {
+        "norm": config.norm,
+        "outputs": config.outputs,
+        "clip": clip,
+        "seed": config.seed,
+        "rigorous": config.rigorous,
+    }
     with run.step("bound") as step:
         if not step.done:
             result = local_lipschitz(
@@ -246,6 +254,7 @@ def _radius(
     width = 1.0 if clip is None else clip[1] - clip[0]
     most = width * center.numel() ** {"inf": 0.0, "2": 0.5, "1": 1.0}[config.norm]
     options: dict[str, Any] = {"norm": config.norm, "max_eps": most, "clip": clip, "seed": config.seed}
+    options["rigorous"] = config.rigorous
     loosest = next(iter(METHODS))
     before = time.perf_counter()
     radius = certified_radius(
@@ -292,7 +301,7 @@ def _neurons(config: CertifyConfig, subject: Subject, center: torch.Tensor, clip
 def _record(run: Run, config: CertifyConfig, made: Certified) -> None:
     upper, lower = max(made.upper), max(made.lower)
     ball = f"l_{config.norm} ball of radius {config.eps} around {made.where}"
-    how = f"{config.method}, float64; rounding is not counted"
+    how = f"{config.method}, float64; rounding is {'' if config.rigorous else 'not '}counted"
     unit = "per unit of input"
     name, loosest = made.loosest
     run.record(
