@@ -3,7 +3,7 @@
 For each bias depth there is a menu: of every layer within it none, or one of some shares of its weights, each with a gain. Gains add up.
 Memory does not: it is the most bytes alive at one of many points of a training step, found by planning. Two things are asked of it:
 
-- for every point of the step a *lower bound* that is additive: fixed bytes of the menu plus bytes of each option taken;
+- for every point of the step a *lower bound* that is additive: room that the menu leaves, less bytes of each option taken;
 - an oracle, the planner itself, that says how many bytes a whole choice is over.
 
 Choices are looked at in the order of their gain: a node of the search has the first layers decided, and its bound is its gain plus what
@@ -42,17 +42,17 @@ class Menu:
     depth: int
     gain: float
     """Of the biases."""
-    fixed_bytes: Int64[np.ndarray, " point"]
-    """At least so many bytes are alive at each point whatever the options."""
+    room_bytes: Int64[np.ndarray, " point"]
+    """What the limit leaves at each point at most, whatever the options. Points may be bytes of several memories."""
     gains: tuple[Float64[np.ndarray, " option"], ...]
     """For each layer the gain of each option; option 0 is to leave its weights alone, for 0."""
     option_bytes: tuple[Int64[np.ndarray, "option point"], ...]
     """For each layer and option the bytes it adds at each point, at least; option 0 adds none."""
 
-    def least_bytes(self, options: Sequence[int]) -> Int64[np.ndarray, " point"]:
-        """Lower bound of a whole choice at each point."""
+    def left_bytes(self, options: Sequence[int]) -> Int64[np.ndarray, " point"]:
+        """What a whole choice leaves at each point at most; below 0 it cannot fit."""
         chosen = (table[option] for table, option in zip(self.option_bytes, options, strict=True))
-        return self.fixed_bytes + sum(chosen, np.zeros_like(self.fixed_bytes))
+        return self.room_bytes - sum(chosen, np.zeros_like(self.room_bytes))
 
     def total_gain(self, options: Sequence[int]) -> float:
         """Of a whole choice."""
@@ -87,7 +87,6 @@ class Solution:
 
 def solve(
     menus: Sequence[Menu],
-    limits: Sequence[int] | Int64[np.ndarray, " point"],
     excess_bytes: Callable[[Choice], int],
     *,
     most_planned: int = 200,
@@ -96,16 +95,15 @@ def solve(
     """The choice with the largest gain among those that the oracle accepts.
 
     Args:
-        menus: all with the same points.
-        limits: bytes allowed at each point.
+        menus: in any order; one choice is made from one of them.
         excess_bytes: the oracle: how many bytes a choice is over; 0 or less accepts it. Never accepts what the lower bounds refuse.
-        most_planned: the oracle is asked about so many choices in the order of their gain; after that limits are lowered by what the
+        most_planned: the oracle is asked about so many choices in the order of their gain; after that room is lowered by what the
             last one was over, until one is accepted, and the bound says what may have been missed.
         most_nodes: partial choices are looked at so many times, likewise.
     Returns:
         None where no choice is accepted.
     """
-    search = _Search(menus, np.asarray(limits, dtype=np.int64), most_nodes)
+    search = _Search(menus, most_nodes)
     planned, over = 0, 0
     for choice, gain in search.in_order_of_gain():
         planned += 1
@@ -122,11 +120,11 @@ def solve(
 def _good_one(
     menus: Sequence[Menu], search: _Search, excess_bytes: Callable[[Choice], int], over: int, planned: int
 ) -> Solution | None:
-    """A choice that the oracle accepts, by lowering limits until it does; at worst the best of the biases alone."""
-    limits = search.limits
+    """A choice that the oracle accepts, by lowering the room until it does; at worst the best of the biases alone."""
+    margin = 0
     while True:
-        limits = limits - max(over, 1)
-        found = _Search(menus, limits, 0).beam()
+        margin += max(over, 1)
+        found = _Search(menus, 0, margin).beam()
         if found is None:
             break
         choice, planned = found, planned + 1
@@ -148,11 +146,10 @@ Partial = tuple[float, tuple[int, ...], float, Int64[np.ndarray, " point"]]
 class _Search:
     """Best first over partial choices of all menus at once."""
 
-    def __init__(self, menus: Sequence[Menu], limits: Int64[np.ndarray, " point"], most_nodes: int) -> None:
-        self.open = [
-            _Open(index, menu, limits) for index, menu in enumerate(menus) if (menu.fixed_bytes <= limits).all()
-        ]
-        self.limits, self.most_nodes = limits, most_nodes
+    def __init__(self, menus: Sequence[Menu], most_nodes: int, margin_bytes: int = 0) -> None:
+        ready = (_Open(index, menu, margin_bytes) for index, menu in enumerate(menus))
+        self.open = [menu for menu in ready if (menu.room >= 0).all()]
+        self.most_nodes = most_nodes
         self.bound = -np.inf
         """No choice that has not been handed out has a larger gain."""
         self.is_exhausted = False
@@ -178,7 +175,7 @@ class _Search:
                 heappush(heap, (-bound, -len(longer), next(serial), menu, longer, total, left))
 
     def beam(self) -> Choice | None:
-        """A good choice within the limits: at each layer the partial choices with the largest bounds go on."""
+        """A good choice that the lower bounds allow: at each layer the partial choices with the largest bounds go on."""
         best, best_gain = None, -np.inf
         for menu in sorted(self.open, key=lambda menu: -menu.start[0]):
             if menu.start[0] <= best_gain:
@@ -195,8 +192,9 @@ class _Search:
 class _Open:
     """A menu made ready: options worth having, layers in the order of decision, and tables for bounds."""
 
-    def __init__(self, index: int, menu: Menu, limits: Int64[np.ndarray, " point"]) -> None:
-        self.index, self.menu, self.limits = index, menu, limits
+    def __init__(self, index: int, menu: Menu, margin_bytes: int) -> None:
+        self.index, self.menu = index, menu
+        self.room = menu.room_bytes - margin_bytes
         # No best choice needs an option that gains nothing: option 0 is as good, for no bytes.
         self.worthwhile = [[0, *(np.flatnonzero(gains[1:] > 0) + 1).tolist()] for gains in menu.gains]
         # Layers with most at stake first: bounds part early.
@@ -205,8 +203,7 @@ class _Open:
     @cached_property
     def start(self) -> Partial:
         """Nothing decided."""
-        room = self.limits - self.menu.fixed_bytes
-        return self.bound(0, self.menu.gain, room), (), self.menu.gain, room
+        return self.bound(0, self.menu.gain, self.room), (), self.menu.gain, self.room
 
     def extended(self, taken: tuple[int, ...], gain: float, room: Int64[np.ndarray, " point"]) -> Iterator[Partial]:
         """With each option of the next layer that leaves no point below zero."""
@@ -220,7 +217,7 @@ class _Open:
     @cached_property
     def tables(self) -> list[tuple[int, int, Float64[np.ndarray, "level cell"]]]:
         """Of the tightest points: point, bytes a cell, and the most gain that layers from a level on add within so many cells."""
-        room = self.limits - self.menu.fixed_bytes
+        room = self.room
         wanted = sum((table.max(axis=0) for table in self.menu.option_bytes), np.zeros_like(room))
         binding = [int(point) for point in np.flatnonzero(wanted > room)]
         columns = {point: np.concatenate([t[:, point] for t in self.menu.option_bytes]) for point in binding}
