@@ -5,7 +5,9 @@ layer's weights adds, whatever the planner does:
 
 - its master, everywhere: trained parameters are in memory throughout;
 - what its weight gradient waits for, from the layer's forward pass to its input gradient: the selected input channels, or the whole input,
-  which then lives on after its last reader of the forward pass (and counts once if another layer waits for it too).
+  which then lives on after its last reader of the forward pass (and counts once if another layer waits for it too);
+- the gradient of the layer's sums beside that of its input, where one would have been written over the other, and what the weight
+  gradient's kernel works in: where it runs right after the input gradient's it finds the same bytes alive.
 
 A planner can need more (buffers that can no longer lie on others, gaps between them), never less. The tests hold this against the planner.
 """
@@ -27,6 +29,7 @@ from lilliput.mcu.training.forward import forward, head_with_one_scale, new_head
 from lilliput.mcu.training.memory_report import MemoryReport, memory_report
 from lilliput.mcu.training.optimizer import SGD
 from lilliput.mcu.training.planning import Placement, place
+from lilliput.mcu.training.scratch import scratch_bytes, weight_step_scratch_bytes
 from lilliput.mcu.training.train_step import TrainStep, training_program
 from lilliput.mcu.training.update_plan import UpdatePlan, input_channels, weights_per_channel
 from lilliput.quantize.qgraph import Conv2d, Linear, QuantizedGraph
@@ -44,8 +47,8 @@ class DepthBounds:
     placement: Placement
     prefix_bytes: int
     """The part of the second point's bytes that is the frozen prefix."""
-    master_bytes: int
-    """Of one trained weight."""
+    master: str
+    """How trained weights are kept; see ``SGD``."""
 
     @property
     def between(self) -> str:
@@ -57,21 +60,38 @@ class DepthBounds:
         program = self.placement.program
         weights = len(channels) * weights_per_channel(op)
         is_partial = len(channels) < input_channels(op)
-        added = np.full(len(self.bytes), weights * self.master_bytes, dtype=np.int64)
+        added = np.full(len(self.bytes), weights * (2 if self.master == "int16" else 1), dtype=np.int64)
         # Frozen weights stay in flash with gaps, and the trained ones' start lies beside them; all of them are there only once.
         added[FLASH] = weights + 2 * len(channels) if is_partial else 0
         start, stop = self._waiting(op, is_partial)
         pixels = prod(program.buffers[op.inputs[0]].shape[:-1])
         added[FIRST_OPERATION + start : FIRST_OPERATION + stop] += pixels * len(channels)
+        added[FIRST_OPERATION + self._last(op)] += self._stepping_bytes(op)
         return added
+
+    def _stepping_bytes(self, op: Conv2d | Linear) -> int:
+        """What the weight step adds to the operation it follows: the layer's input gradient, or its bias step where there is none."""
+        index = self._last(op)
+        before = self.placement.program.ops[index]
+        apart = self.placement.hosts[index] is not None and isinstance(before, t.ConvInputGradient)
+        made = self.placement.program.buffers[before.outputs[0]].bytes if apart else 0
+        if any(isinstance(each, t.AddGradients) for each in self.placement.program.ops[index + 1 : index + 2]):
+            return made  # the sum of a skip connection's gradients comes between, and frees one of them
+        scratch = weight_step_scratch_bytes(self.placement.program.layers[op.name], self.master)
+        return made + max(0, scratch - scratch_bytes(before, self.placement.program))
+
+    def _last(self, op: Conv2d | Linear) -> int:
+        """Index of the layer's last operation in a step that trains its bias alone."""
+        kinds = (t.BiasGradientStep, t.ConvInputGradient)
+        ops = self.placement.program.ops
+        return max(i for i, each in enumerate(ops) if isinstance(each, kinds) and each.layer.name == op.name)
 
     def _waiting(self, op: Conv2d | Linear, is_partial: bool) -> tuple[int, int]:
         """First operation, and the one after the last, during which the kept input is surely alive beside what is anyway."""
         ops, storage = self.placement.program.ops, self.placement.storage
         loss = next(index for index, each in enumerate(ops) if isinstance(each, t.Loss))
         runs = next(index for index, each in enumerate(ops) if isinstance(each, t.Conv) and each.layer.name == op.name)
-        waits = (t.ScaleGradient, t.ConvInputGradient)
-        stop = max(i for i, each in enumerate(ops) if isinstance(each, waits) and each.layer.name == op.name) + 1
+        stop = self._last(op) + 1
         if is_partial:
             return runs, stop
         readers = [i for i, each in enumerate(ops) if storage[op.inputs[0]] in [storage[name] for name in each.inputs]]
@@ -116,8 +136,9 @@ class Steps:
         flash = flash_bytes(program) + (0 if part.prefix is None else part.prefix.constant_bytes)
         prefix_bytes = self._prefix_bound(part, schedule)
         sram = [prefix_bytes, *placement.live_bytes]
-        master_bytes = 2 if self.optimizer.master == "int16" else 1
-        return DepthBounds(np.array([flash, *(each + beside for each in sram)]), placement, prefix_bytes, master_bytes)
+        return DepthBounds(
+            np.array([flash, *(each + beside for each in sram)]), placement, prefix_bytes, self.optimizer.master
+        )
 
     def _program(self, update: UpdatePlan) -> tuple[Cut, t.Program]:
         part = cut(self.qgraph, update)
