@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from lilliput.errors import ConfigError, DataError
-from lilliput.mcu.training import contribution as module
-from lilliput.mcu.training.contribution import Contribution, contribution
+from lilliput.mcu.training.contribution import RATIOS, Contribution, contribution
 from lilliput.mcu.training.float_mode import FloatMode
 from lilliput.mcu.training.update_plan import UpdatePlan, select_channels, weighted_layers
 from mcu.training.trainable_networks import images, quantized
@@ -140,4 +139,4 @@ def test_a_malformed_contribution_is_refused():
         Contribution("given", ("a",), (0.5, 1.0), (0.0, 1.0), ((1.0,),))
     with pytest.raises(ConfigError, match="finite"):
         Contribution("given", ("a",), (1.0,), (0.0, float("nan")), ((1.0,),))
-    assert module.RATIOS == (0.125, 0.25, 0.5, 1.0)
+    assert RATIOS == (0.125, 0.25, 0.5, 1.0)

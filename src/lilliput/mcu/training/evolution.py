@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
 
 from lilliput.mcu.training.knapsack import Choice, Menu
 
@@ -39,7 +38,6 @@ class Evolved:
 
 def evolve(
     menus: Sequence[Menu],
-    limits: Sequence[int] | Int64[np.ndarray, " point"],
     excess_bytes: Callable[[Choice], int],
     *,
     samples: int = 5000,
@@ -49,25 +47,18 @@ def evolve(
 
     Args:
         menus: as :func:`lilliput.mcu.training.knapsack.solve` takes them, of growing depth; the layers of a menu are the last of the next.
-        limits: bytes allowed at each point.
         excess_bytes: the memory planner; asked only of those that would be the best so far and that the lower bounds allow.
         samples: how many choices are looked at.
         seed: of all that is random.
     Returns:
         None where not one fits.
     """
-    return _Evolution(menus, np.asarray(limits, dtype=np.int64), excess_bytes, random.Random(seed)).run(samples)
+    return _Evolution(menus, excess_bytes, random.Random(seed)).run(samples)
 
 
 class _Evolution:
-    def __init__(
-        self,
-        menus: Sequence[Menu],
-        limits: Int64[np.ndarray, " point"],
-        excess_bytes: Callable[[Choice], int],
-        rng: random.Random,
-    ) -> None:
-        self.menus, self.limits, self.excess_bytes, self.rng = menus, limits, excess_bytes, rng
+    def __init__(self, menus: Sequence[Menu], excess_bytes: Callable[[Choice], int], rng: random.Random) -> None:
+        self.menus, self.excess_bytes, self.rng = menus, excess_bytes, rng
         self.best: Choice | None = None
         self.best_gain = -np.inf
         self.history: list[float] = []
@@ -104,7 +95,7 @@ class _Evolution:
         return gain
 
     def is_allowed(self, choice: Choice) -> bool:
-        return bool((self.menus[choice.menu].least_bytes(choice.options) <= self.limits).all())
+        return bool((self.menus[choice.menu].left_bytes(choice.options) >= 0).all())
 
     def child(self, parents: Sequence[Choice]) -> Choice:
         for _ in range(TRIES):

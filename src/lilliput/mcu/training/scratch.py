@@ -24,9 +24,13 @@ def scratch_bytes(op: t.Op, program: t.Program) -> int:
     if isinstance(op, t.ConvWeightGradient):
         return _weight_gradient(op.layer)
     if isinstance(op, t.ConvWeightStep):
-        random = op.layer.output_shape[2] if op.rule == "int8" else 0
-        return _weight_gradient(op.layer) + _WORD * random
+        return weight_step_scratch_bytes(op.layer, op.rule)
     return 0
+
+
+def weight_step_scratch_bytes(layer: t.Layer, rule: str) -> int:
+    """Of a weight gradient whose step follows at once; stochastic rounding draws for all output channels together."""
+    return _weight_gradient(layer) + (_WORD * layer.output_shape[2] if rule == "int8" else 0)
 
 
 def _forward(layer: t.Layer) -> int:
