@@ -44,32 +44,51 @@ static LL_NOINLINE void ll_widen(const ll_job *job, const int8_t *input, uint32_
         for (uint32_t c = 0; c < 4; c++) to[2 * c + 1] = 0;
 }
 
-/* Sums over pixels for two output channels (or one twice) and four input channels. */
-static LL_NOINLINE void ll_sum_2x4(const int16_t *gradient, const int16_t *second, uint32_t step, const uint32_t *panel,
-                                   uint32_t pixels, int32_t *sums) {
+/* Sums over pixels for two output channels and four input channels. */
+static LL_NOINLINE void ll_sum_2x4(const int16_t *gradient, uint32_t step, const uint32_t *panel, uint32_t pixels, int32_t *sums) {
     int32_t a[4] = {0, 0, 0, 0}, b[4] = {0, 0, 0, 0};
-    for (; pixels >= 2; pixels -= 2, panel += 4, gradient += 2 * step, second += 2 * step) {
-        const uint32_t p = ll_lows((uint16_t)gradient[0], (uint16_t)gradient[step]);
-        const uint32_t q = ll_lows((uint16_t)second[0], (uint16_t)second[step]);
+    for (; pixels >= 2; pixels -= 2, panel += 4, gradient += 2 * step) {
+        const uint32_t now = ll_load4(gradient), next = ll_load4(gradient + step);
+        const uint32_t p = ll_lows(now, next), q = ll_highs(now, next);
         for (int c = 0; c < 4; c++) a[c] = ll_smlad(panel[c], p, a[c]), b[c] = ll_smlad(panel[c], q, b[c]);
     }
-    if (pixels)
-        for (int c = 0; c < 4; c++)
-            a[c] = ll_smlabb(panel[c], (uint16_t)gradient[0], a[c]), b[c] = ll_smlabb(panel[c], (uint16_t)second[0], b[c]);
+    if (pixels) {
+        const uint32_t now = ll_load4(gradient);
+        for (int c = 0; c < 4; c++) a[c] = ll_smlabb(panel[c], now, a[c]), b[c] = ll_smlabt(panel[c], now, b[c]);
+    }
     for (int c = 0; c < 4; c++) sums[c] = a[c], sums[4 + c] = b[c];
 }
 
-/* One weight's gradient, complete. */
-LL_INLINE void ll_use(const ll_job *job, uint32_t out, uint32_t index, int32_t gradient, ll_pace pace) {
+/* The same for one. */
+static LL_NOINLINE void ll_sum_1x4(const int16_t *gradient, uint32_t step, const uint32_t *panel, uint32_t pixels, int32_t *sums) {
+    int32_t a[4] = {0, 0, 0, 0};
+    for (; pixels >= 2; pixels -= 2, panel += 4, gradient += 2 * step) {
+        const uint32_t p = ll_lows((uint16_t)gradient[0], (uint16_t)gradient[step]);
+        for (int c = 0; c < 4; c++) a[c] = ll_smlad(panel[c], p, a[c]);
+    }
+    if (pixels)
+        for (int c = 0; c < 4; c++) a[c] = ll_smlabb(panel[c], (uint16_t)gradient[0], a[c]);
+    for (int c = 0; c < 4; c++) sums[c] = a[c];
+}
+
+/* Complete gradients of up to four weights of an output channel. */
+LL_INLINE void ll_use(const ll_job *job, uint32_t out, uint32_t index, const int32_t *gradient, uint32_t count) {
     if (job->store) {
-        job->store[index] = gradient;
-    } else if (job->params->rule == LL_TRAIN_Q7_8) {
+        for (uint32_t c = 0; c < count; c++) job->store[index + c] = gradient[c];
+        return;
+    }
+    const ll_pace pace = ll_pace_of(job->params->factors, job->group->out_first + out, job->exponent, job->state);
+    const uint32_t rule = job->params->rule;
+    if (rule == LL_TRAIN_Q7_8) {
         int16_t *master = (int16_t *)job->masters + index;
-        *master = ll_move_q7_8(*master, ll_delta(gradient, pace));
-    } else {
-        int8_t *master = (int8_t *)job->masters + index;
-        const uint32_t random = job->random ? ll_random(job->random + out) : 0;
-        *master = ll_move_code(*master, ll_delta(gradient, pace), job->params->rule, random);
+        for (uint32_t c = 0; c < count; c++) master[c] = ll_move_q7_8(master[c], ll_delta(gradient[c], pace));
+        return;
+    }
+    int8_t *master = (int8_t *)job->masters + index;
+    uint32_t number = 0, *random = job->random ? job->random + out : NULL;
+    for (uint32_t c = 0; c < count; c++) {
+        if (random) number = ll_random(random);
+        master[c] = ll_move_code(master[c], ll_delta(gradient[c], pace), rule, number);
     }
 }
 
@@ -77,26 +96,21 @@ static void ll_outputs(const ll_job *job, uint32_t tap, uint32_t s, uint32_t cou
     const ll_train_layer *l = job->params->layer;
     const ll_train_group *g = job->group;
     const uint32_t pixels = (uint32_t)l->out_h * l->out_w;
-    const ll_pace none = {0, 63};
     for (uint32_t out = 0; out < g->out_c; out += 2) {
         const uint32_t channels = g->out_c - out < 2 ? 1 : 2;
-        int32_t sums[8];
+        int32_t sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
         int64_t totals[8] = {0, 0, 0, 0, 0, 0, 0, 0};
         for (uint32_t first = 0; first < pixels; first += LL_CHUNK) {
             const int16_t *from = job->gradient + (size_t)first * l->out_c + out;
             const uint32_t chunk = pixels - first < LL_CHUNK ? pixels - first : LL_CHUNK;
-            ll_sum_2x4(from, from + channels - 1, l->out_c, job->panel + 2 * first, chunk, sums);
+            (channels == 2 ? ll_sum_2x4 : ll_sum_1x4)(from, l->out_c, job->panel + 2 * first, chunk, sums);
             if (pixels > LL_CHUNK)
                 for (int i = 0; i < 8; i++) totals[i] += sums[i];
         }
         if (pixels > LL_CHUNK)
             for (int i = 0; i < 8; i++) sums[i] = ll_truncate64(totals[i], job->params->sum_shift);
-        for (uint32_t i = 0; i < channels; i++) {
-            const ll_pace pace =
-                job->store ? none : ll_pace_of(job->params->factors, g->out_first + out + i, job->exponent, job->state);
-            const uint32_t index = ((out + i) * g->taps + tap) * g->selected + s;
-            for (uint32_t c = 0; c < count; c++) ll_use(job, out + i, index + c, sums[4 * i + c], pace);
-        }
+        for (uint32_t i = 0; i < channels; i++)
+            ll_use(job, out + i, ((out + i) * g->taps + tap) * g->selected + s, sums + 4 * i, count);
     }
 }
 
