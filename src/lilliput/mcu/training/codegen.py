@@ -281,8 +281,9 @@ def _model_h(code: _Code) -> str:
 
         /* All that was learnt, LL_MODEL_PARAMS_BYTES to write to flash; valid until the next step. */
         uint8_t *ll_model_get_params(void);
-        /* Go on from a saved image, which may lie in flash. 0 and nothing changes if it is damaged or of another model. An image may also be
-         * received into the place that ll_model_get_params gives and passed from there; if it is refused, the model is as at the start. */
+        /* Go on from a saved image, which may lie in flash. 0 and nothing changes if it is damaged or of another model. An image may
+         * also be received into the place that ll_model_get_params gives and passed from there; if it is refused, the model is as at the
+         * start. */
         int ll_model_set_params(const uint8_t *image);
         /* Forget all that was learnt. */
         void ll_model_reset(void);

@@ -2,8 +2,9 @@
  *
  * Four selected input channels at one place of the kernel are widened into a panel in scratch: for each two output pixels the halfword
  * pairs of the four channels' codes less the zero point, four words (0 outside the image). Then two output channels at a time are summed
- * over the pixels. Scratch: ceil(pixels / 2) * 4 words, and where steps are rounded by chance a word for each output channel: random numbers
- * are drawn in the order of the masters, output channel first, so that each has a place of its own in the stream.
+ * over the pixels. Where steps are rounded by chance, random numbers are drawn in the order of the masters, output channel first, so that
+ * each has a place of its own in the stream. Scratch: a word for each output channel if numbers are drawn, then, except of a depthwise
+ * layer, ceil(pixels / 2) * 4 words.
  */
 #include "ll_train_step.h"
 
@@ -114,9 +115,50 @@ static void ll_outputs(const ll_job *job, uint32_t tap, uint32_t s, uint32_t cou
     }
 }
 
+/* Output positions, along one axis, whose code at a place of the kernel lies inside the image: position * stride + offset. */
+LL_INLINE void ll_outputs_in(int32_t offset, int32_t size, int32_t stride, int32_t outputs, int32_t *first, int32_t *end) {
+    *first = offset < 0 ? (-offset + stride - 1) / stride : 0;
+    *end = size > offset ? (size - 1 - offset) / stride + 1 : 0;
+    if (*end > outputs) *end = outputs;
+}
+
+/* One output channel an input channel: each weight sees one channel of either side. */
+static void ll_every_plane(ll_job *job, const int16_t *gradient, const int8_t *input) {
+    const ll_train_layer *l = job->params->layer;
+    const ptrdiff_t in_step = job->params->is_kept ? l->selected : l->in_c, across = in_step * l->stride_w;
+    const ll_train_group plane = {NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0}; /* channels are counted in the whole image */
+    uint32_t index = 0;
+    job->group = &plane;
+    for (uint32_t s = 0; s < l->selected; s++) {
+        const uint32_t channel = l->channels[s];
+        const int8_t *codes = input + (job->params->is_kept ? s : channel);
+        for (int32_t i = 0; i < l->kernel_h; i++)
+            for (int32_t j = 0; j < l->kernel_w; j++, index++) {
+                const int32_t down = i * l->dilation_h - l->pad_top, right = j * l->dilation_w - l->pad_left;
+                int32_t y0, y1, x0, x1;
+                int64_t total = 0;
+                ll_outputs_in(down, l->in_h, l->stride_h, l->out_h, &y0, &y1);
+                ll_outputs_in(right, l->in_w, l->stride_w, l->out_w, &x0, &x1);
+                for (int32_t y = y0; y < y1; y++) {
+                    const int16_t *g = gradient + (ptrdiff_t)(y * l->out_w + x0) * l->out_c + channel;
+                    const int8_t *x = codes + ((ptrdiff_t)(y * l->stride_h + down) * l->in_w + x0 * l->stride_w + right) * in_step;
+                    for (int32_t left = x1 - x0; left > 0; left--, g += l->out_c, x += across)
+                        total += *g * (*x - l->in_zero_point);
+                }
+                const int32_t sum = ll_truncate64(total, job->params->sum_shift);
+                ll_use(job, channel, index, &sum, 1);
+            }
+    }
+}
+
 static void ll_every_group(ll_job *job, const int16_t *gradient, const int8_t *input, uint32_t *random, int32_t *store) {
     const ll_train_layer *l = job->params->layer;
     uint32_t selected = 0;
+    if (l->groups == l->in_c && l->groups == l->out_c) {
+        job->random = random, job->store = store, job->masters = l->masters;
+        ll_every_plane(job, gradient, input);
+        return;
+    }
     for (uint32_t i = 0; i < l->groups; i++) {
         const ll_train_group g = ll_group_at(l, i, selected);
         job->group = &g;
@@ -154,7 +196,7 @@ void ll_train_conv_dw_step(const ll_train_weight_params *params, const int16_t *
     ll_job job = {params, NULL, NULL, scratch, NULL, NULL, NULL, exponent + params->sum_shift, state};
     uint32_t *random = NULL;
     if (params->rule == LL_TRAIN_CHANCE) {
-        random = job.panel + ((uint32_t)l->out_h * l->out_w + 1) / 2 * 4;
+        random = scratch, job.panel = random + l->out_c;
         ll_deal(l, random, &state->random);
     }
     ll_every_group(&job, gradient, input, random, NULL);
