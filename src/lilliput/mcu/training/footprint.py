@@ -39,7 +39,7 @@ def prefix_scratch_offset(step: TrainStep) -> int:
 
 
 def state_bytes(program: t.Program) -> int:
-    """What the firmware keeps beside arena and trained tensors: the header and checksum that these are saved with, gaps to whole words between
+    """What the firmware keeps beside arena and trained tensors: header and checksum that these are saved with, gaps to whole words between
     them, and the random stream's state, the rate, and the class that the last sample was taken for."""
     layout = image_layout(program, None)
     return layout.size_bytes - program.parameter_bytes + 3 * WORD_BYTES
