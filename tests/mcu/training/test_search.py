@@ -116,10 +116,12 @@ def recounted(step):
     program, place = step.program, step.placement
     suffix = max(place.offsets[name] + buffer.bytes for name, buffer in program.buffers.items())
     suffix = max([suffix, *(place.offsets[block.name] + block.size_bytes for block in place.blocks)])
-    prefix = 0 if step.prefix is None else step.prefix.arena_bytes + step.prefix.scratch_bytes
-    trained = sum(parameter.initial.nbytes for parameter in program.parameters.values())
-    words = 3 + sum(buffer.role in ("gradient", "parameter gradient") for buffer in program.buffers.values())
-    return max(suffix, prefix) + trained + 4 * words + step.stack_bytes
+    prefix = 0 if step.prefix is None else step.prefix.arena_bytes
+    if prefix and step.prefix.scratch_bytes:
+        prefix = -(-prefix // 4) * 4 + step.prefix.scratch_bytes
+    # each tensor begins at a word; five before them, a checksum behind; random state, rate, last prediction
+    words = sum(-(-parameter.initial.nbytes // 4) for parameter in program.parameters.values()) + 5 + 1 + 3
+    return max(suffix, prefix) + 4 * words + step.stack_bytes
 
 
 @pytest.mark.parametrize(

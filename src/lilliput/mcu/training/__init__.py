@@ -2,7 +2,9 @@
 
 from lilliput.mcu.training.accounting import ExtraMemory, extra_memory
 from lilliput.mcu.training.contribution import Contribution, contribution
+from lilliput.mcu.training.firmware import TrainFirmware, TrainReceipt
 from lilliput.mcu.training.float_mode import FloatMode
+from lilliput.mcu.training.host_library import HostModel
 from lilliput.mcu.training.interpreter import State
 from lilliput.mcu.training.memory_report import MemoryReport
 from lilliput.mcu.training.optimizer import SGD
@@ -16,9 +18,12 @@ __all__ = [
     "Contribution",
     "ExtraMemory",
     "FloatMode",
+    "HostModel",
     "LayerUpdate",
     "MemoryReport",
     "State",
+    "TrainFirmware",
+    "TrainReceipt",
     "TrainStep",
     "TrainingLog",
     "UpdatePlan",

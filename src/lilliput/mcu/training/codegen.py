@@ -280,8 +280,10 @@ def _model_h(code: _Code) -> str:
         void ll_model_set_rate(uint32_t q15);
 
         /* All that was learnt, LL_MODEL_PARAMS_BYTES to write to flash; valid until the next step. */
-        const uint8_t *ll_model_get_params(void);
-        /* Go on from a saved image, which may lie in flash. 0 and nothing changes if it is damaged or of another model. */
+        uint8_t *ll_model_get_params(void);
+        /* Go on from a saved image, which may lie in flash. 0 and nothing changes if it is damaged or of another model. An image may
+         * also be received into the place that ll_model_get_params gives and passed from there; if it is refused, the model is as at the
+         * start. */
         int ll_model_set_params(const uint8_t *image);
         /* Forget all that was learnt. */
         void ll_model_reset(void);
@@ -371,26 +373,34 @@ def _model_c(code: _Code) -> str:
         "",
         "void ll_model_set_rate(uint32_t q15) { ll_state.rate = q15 < LL_MODEL_RATE_ONE ? q15 : LL_MODEL_RATE_ONE; }",
         "",
-        "const uint8_t *ll_model_get_params(void) {",
+        "uint8_t *ll_model_get_params(void) {",
         f"    if (ll_params[0] != {MAGIC:#010x}u) ll_model_reset();",
         f"    ll_params[1] = {VERSION}u;",
         f"    ll_params[2] = {layout.fingerprint:#010x}u;",
         f"    ll_params[3] = {4 * layout.payload_words}u;",
         "    ll_params[4] = ll_state.random;",
         f"    ll_params[{layout.words - 1}] = ll_train_crc32((const uint8_t *)ll_params, LL_MODEL_PARAMS_BYTES - 4u);",
-        "    return (const uint8_t *)ll_params;",
+        "    return (uint8_t *)ll_params;",
         "}",
         "",
-        "int ll_model_set_params(const uint8_t *image) {",
+        "static int ll_is_own(const uint8_t *image) {",
         f"    uint32_t header[{HEADER_WORDS}], checksum;",
         "    memcpy(header, image, sizeof header);",
         "    memcpy(&checksum, image + LL_MODEL_PARAMS_BYTES - 4u, 4);",
         f"    if (header[0] != {MAGIC:#010x}u || header[1] != {VERSION}u || header[2] != {layout.fingerprint:#010x}u) return 0;",
         f"    if (header[3] != {4 * layout.payload_words}u || header[4] == 0) return 0;",
-        "    if (ll_train_crc32(image, LL_MODEL_PARAMS_BYTES - 4u) != checksum) return 0;",
-        "    memmove(ll_params, image, LL_MODEL_PARAMS_BYTES);",
-        "    ll_state.random = header[4];",
-        "    return 1;",
+        "    return ll_train_crc32(image, LL_MODEL_PARAMS_BYTES - 4u) == checksum;",
+        "}",
+        "",
+        "int ll_model_set_params(const uint8_t *image) {",
+        "    const int is_own = ll_is_own(image);",
+        "    if (image != (const uint8_t *)ll_params) {",
+        "        if (is_own) memcpy(ll_params, image, LL_MODEL_PARAMS_BYTES);",
+        "    } else if (!is_own) {",
+        "        ll_model_reset();",
+        "    }",
+        "    if (is_own) ll_state.random = ll_params[4];",
+        "    return is_own;",
         "}",
         "",
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lilliput.mcu.training import graph as t
+from lilliput.mcu.training.parameter_image import HEADER_WORDS
 from lilliput.quantize import qgraph as q
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ def prefix_scratch_offset(step: TrainStep) -> int:
 
 
 def state_bytes(program: t.Program) -> int:
-    """Exponents of gradients, one word each; the random stream's state, the rate, the loss."""
-    return WORD_BYTES * (3 + sum(buffer.has_exponent for buffer in program.buffers.values()))
+    """What the firmware keeps beside arena and trained tensors: header and checksum that these are saved with, gaps to whole words between
+    them, and the random stream's state, the rate, and the class that the last sample was taken for."""
+    gaps = sum(-parameter.bytes % WORD_BYTES for parameter in program.parameters.values())
+    return gaps + WORD_BYTES * (HEADER_WORDS + 1 + 3)
 
 
 def flash_bytes(program: t.Program) -> int:

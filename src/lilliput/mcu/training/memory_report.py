@@ -39,7 +39,7 @@ class MemoryReport:
     trained_bytes: int
     """Masters of trained weights and biases, in memory throughout."""
     state_bytes: int
-    """Exponents, random stream, rate, loss."""
+    """Header and checksum of the saved image, random stream, rate."""
     stack_bytes: int
     """An allowance until the firmware's receipt says what was used."""
     mask_bytes: int
@@ -137,7 +137,7 @@ def _totals(report: MemoryReport) -> Iterator[str]:
     )
     yield f"           of it in all {report.mask_bytes:,} B of clamp masks, {report.kept_bytes:,} B of activations for weight gradients"
     yield f"trained  {report.trained_bytes:>12,} B  masters of weights and biases"
-    yield f"state    {report.state_bytes:>12,} B  exponents, random stream"
+    yield f"state    {report.state_bytes:>12,} B  header of the saved image, random stream, rate"
     yield f"stack    {report.stack_bytes:>12,} B  set aside"
     yield f"SRAM     {report.sram_bytes:>12,} B  ({ratio:.3f} of the bound {report.lower_bound_bytes:,} B)"
     yield f"flash    {report.flash_bytes:>12,} B  constants alone"

@@ -52,4 +52,6 @@ def _input_gradient(layer: t.Layer) -> int:
 
 
 def _weight_gradient(layer: t.Layer) -> int:
+    if is_by_plane(layer):
+        return 0
     return 4 * _WORD * -(-layer.pixels // 2)

@@ -5,17 +5,27 @@
 #include "ll_arith.h"
 #include "ll_train.h"
 
+/* Halfwords of two words: the low ones, the high ones. */
 #if LL_DSP
 LL_OP3(ll_smlatt, "smlatt") /* c + a.high * b.high */
+
+LL_INLINE uint32_t ll_lows(uint32_t a, uint32_t b) {
+    uint32_t r;
+    __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+LL_INLINE uint32_t ll_highs(uint32_t a, uint32_t b) {
+    uint32_t r;
+    __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(r) : "r"(b), "r"(a));
+    return r;
+}
 #else
+LL_INLINE uint32_t ll_lows(uint32_t a, uint32_t b) { return (a & 0xFFFFu) | b << 16; }
+LL_INLINE uint32_t ll_highs(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xFFFF0000u); }
 LL_INLINE int32_t ll_smlatt(uint32_t a, uint32_t b, int32_t c) { return ll_wrap(c, ll_high(a) * ll_high(b)); }
 #endif
 
 #define LL_GRADIENT_BITS 15
-
-/* Two halfwords of two words: the low ones, the high ones. */
-LL_INLINE uint32_t ll_lows(uint32_t a, uint32_t b) { return (a & 0xFFFFu) | b << 16; }
-LL_INLINE uint32_t ll_highs(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xFFFF0000u); }
 
 LL_INLINE uint32_t ll_repeat2(int32_t x) { return (uint32_t)(uint16_t)x * 0x10001u; }
 
@@ -93,6 +103,18 @@ LL_INLINE uint32_t ll_weights4(const ll_train_group *g, uint32_t row, uint32_t i
     return word;
 }
 
+/* Four of a row's masters, all of them selected, as int16: (0,2) and (1,3). */
+LL_INLINE void ll_codes_of_masters(const ll_train_group *g, uint32_t index, uint32_t *evens, uint32_t *odds) {
+    if (g->master_bytes == 2) {
+        const int16_t *m = (const int16_t *)g->masters + index;
+        const uint32_t low = ll_odds(ll_add2(ll_load4(m), 0x00800080u)), high = ll_odds(ll_add2(ll_load4(m + 2), 0x00800080u));
+        *evens = ll_lows(low, high), *odds = ll_highs(low, high);
+    } else {
+        const uint32_t word = ll_load4((const int8_t *)g->masters + index);
+        *evens = ll_evens(word), *odds = ll_odds(word);
+    }
+}
+
 /* The first selected channel of the group that is not below input channel `in`, from number `from` on. */
 LL_INLINE uint32_t ll_selected_below(const ll_train_group *g, uint32_t in, uint32_t from) {
     while (from < g->selected && g->channels[from] < g->in_first + in) from++;
@@ -102,6 +124,12 @@ LL_INLINE uint32_t ll_selected_below(const ll_train_group *g, uint32_t in, uint3
 LL_INLINE int32_t ll_train_bias(const ll_train_layer *l, uint32_t channel) {
     if (!l->bias_masters) return l->biases[channel];
     return (l->bias_masters[channel] + ((1 << l->bias_bits) >> 1)) >> l->bias_bits;
+}
+
+/* Each output pixel is made of the input pixel at its place. */
+LL_INLINE int ll_is_pointwise(const ll_train_layer *l) {
+    return l->kernel_h * l->kernel_w == 1 && l->stride_h == 1 && l->stride_w == 1 && l->pad_top == 0 && l->pad_left == 0 &&
+           l->in_h == l->out_h && l->in_w == l->out_w;
 }
 
 /* Places of the kernel, along one axis, that fall inside an image of `size`, for a window that begins at `start`. */
@@ -177,6 +205,37 @@ LL_INLINE ll_train_code ll_train_scale(const ll_train_conv_params *p, const int3
         return ll_train_clamp(x >> scale[1], p->lower, p->upper);
     }
     return ll_train_clamp_wide(ll_rescale(sum, scale[0], scale[1]), p->zero_point, p->lower, p->upper);
+}
+
+/* Scales of four channels of a plain layer, in registers' reach. */
+typedef struct {
+    int32_t multiplier[4], right[4], offset[4];
+} ll_plain4;
+
+LL_INLINE ll_plain4 ll_plain4_of(const ll_train_conv_params *p, uint32_t channel, uint32_t count) {
+    ll_plain4 plain = {{0, 0, 0, 0}, {1, 1, 1, 1}, {0, 0, 0, 0}};
+    for (uint32_t c = 0; c < count; c++) {
+        plain.multiplier[c] = p->scales[2 * (channel + c)], plain.right[c] = p->scales[2 * (channel + c) + 1];
+        plain.offset[c] = ll_plain_offset(p->zero_point, plain.right[c]);
+    }
+    return plain;
+}
+
+/* Four codes as a word, and a bit for each that was not clamped. */
+LL_INLINE uint32_t ll_codes4(const ll_train_conv_params *p, const ll_plain4 *plain, const int32_t *sums, uint32_t *inside) {
+    const uint32_t range = (uint32_t)(p->upper - p->lower);
+    int32_t code[4];
+    uint32_t bits = 0;
+    for (int c = 0; c < 4; c++) { /* as ll_rescale_plain */
+        int32_t x = ll_smmulr(2 * sums[c], plain->multiplier[c]);
+        x += x >> 31;
+        code[c] = (x + plain->offset[c]) >> plain->right[c];
+        if ((uint32_t)(code[c] - p->lower) <= range) bits |= 1u << c;
+    }
+    const uint32_t word =
+        ll_pack4(ll_saturate8(code[0]), ll_saturate8(code[1]), ll_saturate8(code[2]), ll_saturate8(code[3]));
+    *inside = bits;
+    return ll_min4(ll_max4(word, ll_repeat4(p->lower)), ll_repeat4(p->upper));
 }
 
 #endif

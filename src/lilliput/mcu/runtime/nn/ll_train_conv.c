@@ -7,23 +7,46 @@
  */
 #include "ll_train_arith.h"
 
+/* Widens one row of weights into every fourth pair of the panel's words; gives their sum. */
+LL_INLINE int32_t ll_widen_row(const ll_train_group *g, uint32_t row, uint32_t *panel) {
+    const uint32_t one = 0x10001u;
+    int32_t sum = 0;
+    if (g->in_c % 4 == 0 && (g->selected == 0 || g->selected == g->in_c)) { /* all of one kind, whole words */
+        const int8_t *from = g->weights + (g->weights ? (size_t)row * g->in_c : 0);
+        for (uint32_t in = 0; in < g->in_c; in += 4, panel += 8) {
+            if (g->selected) {
+                ll_codes_of_masters(g, row * g->selected + in, panel, panel + 1);
+            } else {
+                const uint32_t word = ll_load4(from + in);
+                panel[0] = ll_evens(word), panel[1] = ll_odds(word);
+            }
+            sum = ll_smlad(panel[0], one, ll_smlad(panel[1], one, sum));
+        }
+        return sum;
+    }
+    uint32_t first = 0;
+    for (uint32_t in = 0; in < g->in_c; in += 4, panel += 8) {
+        const uint32_t last = ll_selected_below(g, in + 4, first), word = ll_weights4(g, row, in, first, last);
+        panel[0] = ll_evens(word), panel[1] = ll_odds(word);
+        sum = ll_smlad(panel[0], one, ll_smlad(panel[1], one, sum));
+        first = last;
+    }
+    return sum;
+}
+
 /* The zero point's shares, then the panel, of output channels out to out + count - 1 of a group. */
 static LL_NOINLINE void ll_widen(const ll_train_group *g, uint32_t out, uint32_t count, int32_t zero_point, int32_t *shares,
                                  uint32_t *panel) {
-    for (uint32_t tap = 0; tap < g->taps; tap++, shares += 4) {
-        int32_t sums[4] = {0, 0, 0, 0};
-        uint32_t first = 0;
-        for (uint32_t in = 0; in < g->in_c; in += 4) {
-            uint32_t last = ll_selected_below(g, in + 4, first);
-            for (uint32_t c = 0; c < 4; c++) {
-                uint32_t word = c < count ? ll_weights4(g, (out + c) * g->taps + tap, in, first, last) : 0;
-                *panel++ = ll_evens(word), *panel++ = ll_odds(word);
-                sums[c] = ll_smlad(ll_evens(word), 0x10001u, ll_smlad(ll_odds(word), 0x10001u, sums[c]));
+    const uint32_t tap_words = 8 * ((g->in_c + 3) / 4);
+    for (uint32_t tap = 0; tap < g->taps; tap++, shares += 4, panel += tap_words)
+        for (uint32_t c = 0; c < 4; c++) {
+            if (c < count) {
+                shares[c] = zero_point * ll_widen_row(g, (out + c) * g->taps + tap, panel + 2 * c);
+            } else {
+                shares[c] = 0;
+                for (uint32_t i = 2 * c; i < tap_words; i += 8) panel[i] = panel[i + 1] = 0;
             }
-            first = last;
         }
-        for (uint32_t c = 0; c < 4; c++) shares[c] = zero_point * sums[c];
-    }
 }
 
 typedef struct {
@@ -35,10 +58,53 @@ LL_INLINE void ll_step4(uint32_t codes, const uint32_t *panel, ll_sums *s) {
     for (int c = 0; c < 4; c++) s->of[c] = ll_smlad(panel[2 * c], evens, ll_smlad(panel[2 * c + 1], odds, s->of[c]));
 }
 
+#if LL_DSP
+void ll_train_quads(const int8_t *input, const int8_t *end, const uint32_t *panel, int32_t *sums);
+
+/* Whole words of codes times the panel; at least one. By hand, as compilers load the panel word by word. Sums in r4 to r7, weights in r8 to
+ * r11, codes in r12 and lr. */
+__asm__(".pushsection .text.ll_train_quads, \"ax\", %progbits\n"
+        ".syntax unified\n"
+        ".thumb\n"
+        ".p2align 2\n"
+        ".global ll_train_quads\n"
+        ".type ll_train_quads, %function\n"
+        "ll_train_quads:\n"
+        "push {r4-r11, lr}\n"
+        "ldm r3, {r4-r7}\n"
+        "1:\n"
+        "ldr lr, [r0], #4\n"
+        "ldm r2!, {r8-r11}\n"
+        "sxtb16 r12, lr\n"
+        "sxtb16 lr, lr, ror #8\n"
+        "smlad r4, r8, r12, r4\n"
+        "smlad r5, r10, r12, r5\n"
+        "smlad r4, r9, lr, r4\n"
+        "smlad r5, r11, lr, r5\n"
+        "ldm r2!, {r8-r11}\n"
+        "cmp r0, r1\n"
+        "smlad r6, r8, r12, r6\n"
+        "smlad r7, r10, r12, r7\n"
+        "smlad r6, r9, lr, r6\n"
+        "smlad r7, r11, lr, r7\n"
+        "bne 1b\n"
+        "stm r3, {r4-r7}\n"
+        "pop {r4-r11, pc}\n"
+        ".size ll_train_quads, . - ll_train_quads\n"
+        ".popsection\n");
+#endif
+
 /* Codes under one place of the kernel times its part of the panel. */
 LL_INLINE void ll_run4(const int8_t *input, uint32_t count, const uint32_t *panel, ll_sums *sums) {
-    ll_sums s = *sums; /* in registers */
+    ll_sums s = *sums; /* in registers, unless by hand */
+#if LL_DSP
+    const uint32_t whole = count & ~3u;
+    if (whole) ll_train_quads(input, input + whole, panel, s.of);
+    input += whole, panel += 2 * whole;
+    count &= 3u;
+#else
     for (; count >= 4; count -= 4, input += 4, panel += 8) ll_step4(ll_load4(input), panel, &s);
+#endif
     if (count) { /* the bytes after the input meet weights of 0, but must not be read */
         uint32_t word = (uint8_t)input[0];
         if (count > 1) word |= (uint32_t)(uint8_t)input[1] << 8;
@@ -110,8 +176,14 @@ typedef struct {
     int32_t *sums;
 } ll_target;
 
-LL_INLINE void ll_put(const ll_target *t, uint32_t index, uint32_t channel, uint32_t count, const int32_t *sums) {
+LL_INLINE void ll_put(const ll_target *t, const ll_plain4 *plain, uint32_t index, uint32_t channel, uint32_t count,
+                      const int32_t *sums) {
     uint32_t inside = 0;
+    if (plain && count == 4) {
+        ll_store4(t->codes + index, ll_codes4(t->conv, plain, sums, &inside));
+        if (t->mask) ll_or_bits(t->mask, index, inside);
+        return;
+    }
     if (!t->conv) {
         for (uint32_t c = 0; c < count; c++) t->sums[index + c] = sums[c];
         return;
@@ -123,6 +195,34 @@ LL_INLINE void ll_put(const ll_target *t, uint32_t index, uint32_t channel, uint
         inside |= code.is_inside << c;
     }
     if (t->mask) ll_or_bits(t->mask, index, inside);
+}
+
+/* Every pixel of a block of output channels. */
+static LL_NOINLINE void ll_every_pixel(const ll_block *b, const int8_t *input, const ll_target *target, uint32_t channel,
+                                       uint32_t count) {
+    const ll_train_layer *l = b->layer;
+    const int is_plain = target->conv && target->conv->is_plain;
+    ll_plain4 scales = {{0, 0, 0, 0}, {1, 1, 1, 1}, {0, 0, 0, 0}};
+    if (is_plain) scales = ll_plain4_of(target->conv, channel, count);
+    const ll_plain4 *plain = is_plain ? &scales : NULL;
+    uint32_t index = channel;
+    if (ll_is_pointwise(l)) {
+        const uint32_t in_c = b->group->in_c;
+        const int8_t *from = input + b->group->in_first;
+        ll_sums start;
+        for (int c = 0; c < 4; c++) start.of[c] = b->biases[c] - b->shares[c];
+        for (uint32_t left = (uint32_t)l->out_h * l->out_w; left; left--, from += l->in_c, index += l->out_c) {
+            ll_sums s = start;
+            ll_run4(from, in_c, b->panel, &s);
+            ll_put(target, plain, index, channel, count, s.of);
+        }
+        return;
+    }
+    for (int32_t y = 0; y < l->out_h; y++)
+        for (int32_t x = 0; x < l->out_w; x++, index += l->out_c) {
+            const ll_sums s = ll_pixel(b, input, y, x);
+            ll_put(target, plain, index, channel, count, s.of);
+        }
 }
 
 static void ll_forward(const ll_train_layer *l, const int8_t *input, const ll_target *target, void *scratch) {
@@ -137,19 +237,14 @@ static void ll_forward(const ll_train_layer *l, const int8_t *input, const ll_ta
             if (pixels == 1) {
                 int32_t sums[4];
                 for (uint32_t c = 0; c < count; c++) sums[c] = ll_row(l, &g, input, out + c);
-                ll_put(target, channel, channel, count, sums);
+                ll_put(target, NULL, channel, channel, count, sums);
                 continue;
             }
             int32_t *shares = scratch;
             ll_block b = {l, &g, shares, (uint32_t *)shares + 4 * g.taps, {0, 0, 0, 0}};
             ll_widen(&g, out, count, l->in_zero_point, shares, (uint32_t *)shares + 4 * g.taps);
             for (uint32_t c = 0; c < count; c++) b.biases[c] = ll_train_bias(l, channel + c);
-            uint32_t index = channel;
-            for (int32_t y = 0; y < l->out_h; y++)
-                for (int32_t x = 0; x < l->out_w; x++, index += l->out_c) {
-                    const ll_sums s = ll_pixel(&b, input, y, x);
-                    ll_put(target, index, channel, count, s.of);
-                }
+            ll_every_pixel(&b, input, target, channel, count);
         }
     }
 }

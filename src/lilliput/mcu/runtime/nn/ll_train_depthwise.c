@@ -81,6 +81,9 @@ void ll_train_depthwise(const ll_train_conv_params *params, const int8_t *input,
             shares[0] = ll_smlabb(w[0], one, shares[0]), shares[1] = ll_smlabb(w[1], one, shares[1]);
             shares[2] = ll_smlatt(w[0], one, shares[2]), shares[3] = ll_smlatt(w[1], one, shares[3]);
         }
+        const int is_plain = params->is_plain && count == 4;
+        ll_plain4 plain = {{0, 0, 0, 0}, {1, 1, 1, 1}, {0, 0, 0, 0}};
+        if (is_plain) plain = ll_plain4_of(params, c, count);
         for (uint32_t i = 0; i < count; i++) biases[i] = ll_train_bias(l, c + i), shares[i] = biases[i] - l->in_zero_point * shares[i];
         for (int32_t y = 0; y < l->out_h; y++) {
             const int32_t top = y * l->stride_h - l->pad_top;
@@ -100,7 +103,8 @@ void ll_train_depthwise(const ll_train_conv_params *params, const int8_t *input,
                     else ll_row(codes, w, x1 - x0, l->dilation_w, 0, zero, sums);
                 }
                 uint32_t inside = 0;
-                for (uint32_t i = 0; i < count; i++) {
+                if (is_plain) ll_store4(output + index, ll_codes4(params, &plain, sums, &inside));
+                for (uint32_t i = 0; i < count && !is_plain; i++) {
                     const ll_train_code code = ll_train_scale(params, scales + 2 * i, sums[i]);
                     output[index + i] = (int8_t)code.code;
                     inside |= code.is_inside << i;

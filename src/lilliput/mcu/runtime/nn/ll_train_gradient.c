@@ -14,24 +14,27 @@ int32_t ll_train_mask_gradient(const ll_train_mask_params *params, const int16_t
 
 int32_t ll_train_scale_gradient(const ll_train_scale_params *params, const int16_t *gradient, const uint8_t *mask, int16_t *output,
                                 void *scratch, int32_t exponent) {
-    uint32_t index = 0, limit = 1u << params->bits;
+    const ll_train_scale_params *p = params;
+    const int32_t limit = 1 << p->bits;
+    uint32_t index = 0, bits = 0xFFu;
     int32_t shift = 0;
     (void)scratch;
-    for (uint32_t pixel = 0; pixel < params->pixels; pixel++) {
-        const int16_t *from = params->is_repeated ? gradient : gradient + index;
-        for (uint32_t c = 0; c < params->channels; c++, index++) {
-            const int32_t m = !mask || ll_bit(mask, index) ? from[c] : 0;
-            const uint32_t product = (uint32_t)(((uint64_t)ll_magnitude(m) * (uint32_t)params->factors[c]) >> 16);
-            uint32_t magnitude = product >> shift;
+    for (uint32_t pixel = 0; pixel < p->pixels; pixel++) {
+        const int16_t *from = p->is_repeated ? gradient : gradient + index;
+        for (uint32_t c = 0; c < p->channels; c++, index++, bits >>= 1) {
+            if (index % 8 == 0) bits = mask ? mask[index / 8] : 0xFFu;
+            const int32_t m = bits & 1u ? from[c] : 0;
+            const int16_t size = (int16_t)(m < 0 ? -m : m); /* 15 bits */
+            int32_t magnitude = (int32_t)(((int64_t)p->factors[c] * size) >> 16) >> shift;
             if (magnitude >= limit) {
-                const int32_t more = ll_bit_length(magnitude) - params->bits;
+                const int32_t more = ll_bit_length((uint32_t)magnitude) - p->bits;
                 ll_train_shift_more(output, 1, index, 0, more);
                 shift += more, magnitude >>= more;
             }
-            output[index] = (int16_t)(m < 0 ? -(int32_t)magnitude : (int32_t)magnitude);
+            output[index] = (int16_t)(m < 0 ? -magnitude : magnitude);
         }
     }
-    return exponent + params->factor_exponent + 16 + shift;
+    return exponent + p->factor_exponent + 16 + shift;
 }
 
 int32_t ll_train_add_gradients(const ll_train_sum_params *params, const int16_t *first, const int16_t *second, int16_t *output,

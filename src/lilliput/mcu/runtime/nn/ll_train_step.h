@@ -21,6 +21,11 @@ LL_INLINE ll_pace ll_pace_of(const int32_t *factors, uint32_t channel, int32_t e
 LL_INLINE int32_t ll_delta(int32_t gradient, ll_pace p) {
     const uint64_t product = (uint64_t)ll_magnitude(gradient) * p.factor; /* below 2^62 */
     uint64_t magnitude;
+    if (p.right > 32 && p.right < 63) { /* as the next but one, but the low word is only rounded away */
+        const uint32_t high = (uint32_t)(product >> 32);
+        const int32_t rounded = (int32_t)((high + (UINT32_C(1) << (p.right - 33))) >> (p.right - 32));
+        return gradient < 0 ? -rounded : rounded;
+    }
     if (p.right >= 63) magnitude = 0;
     else if (p.right > 0) magnitude = (product + (UINT64_C(1) << (p.right - 1))) >> p.right;
     else {

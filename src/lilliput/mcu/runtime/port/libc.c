@@ -1,4 +1,4 @@
-/* The four functions a compiler may call even in a freestanding program. */
+/* The four functions a compiler may call even in a freestanding program, and the names that the Arm ABI has for some of them. */
 #include <stddef.h>
 #include <stdint.h>
 
@@ -46,3 +46,24 @@ NO_LOOP_PATTERNS int memcmp(const void *a, const void *b, size_t count) {
         if (*x != *y) return *x - *y;
     return 0;
 }
+
+/* Clang's; the number is the alignment that it knows of. */
+void __aeabi_memclr(void *to, size_t count);
+void __aeabi_memclr4(void *to, size_t count);
+void __aeabi_memclr8(void *to, size_t count);
+void __aeabi_memcpy(void *restrict to, const void *restrict from, size_t count);
+void __aeabi_memcpy4(void *restrict to, const void *restrict from, size_t count);
+void __aeabi_memcpy8(void *restrict to, const void *restrict from, size_t count);
+void __aeabi_memmove(void *to, const void *from, size_t count);
+void __aeabi_memmove4(void *to, const void *from, size_t count);
+void __aeabi_memmove8(void *to, const void *from, size_t count);
+
+void __aeabi_memclr(void *to, size_t count) { memset(to, 0, count); }
+void __aeabi_memclr4(void *to, size_t count) { memset(to, 0, count); }
+void __aeabi_memclr8(void *to, size_t count) { memset(to, 0, count); }
+void __aeabi_memcpy(void *restrict to, const void *restrict from, size_t count) { memcpy(to, from, count); }
+void __aeabi_memcpy4(void *restrict to, const void *restrict from, size_t count) { memcpy(to, from, count); }
+void __aeabi_memcpy8(void *restrict to, const void *restrict from, size_t count) { memcpy(to, from, count); }
+void __aeabi_memmove(void *to, const void *from, size_t count) { memmove(to, from, count); }
+void __aeabi_memmove4(void *to, const void *from, size_t count) { memmove(to, from, count); }
+void __aeabi_memmove8(void *to, const void *from, size_t count) { memmove(to, from, count); }

@@ -48,13 +48,8 @@ void ll_model_run(void) {
     result.predicted = ll_model_predicted();
 }
 
-/* The arena is free between two samples; only where it is too small for an image is there a buffer. */
 static int restore(void) {
-#if LL_MODEL_PARAMS_BYTES <= LL_MODEL_ARENA_BYTES
-    uint8_t *image = (uint8_t *)ll_arena;
-#else
-    static uint8_t image[LL_MODEL_PARAMS_BYTES];
-#endif
+    uint8_t *image = ll_model_get_params(); /* nothing has been learnt yet that could be lost: no other memory is needed */
     const int file = ll_open("params.bin", LL_READ_BINARY);
     if (file < 0) return 1;
     const int is_read = ll_file_bytes(file) == (int32_t)LL_MODEL_PARAMS_BYTES && ll_read(file, image, LL_MODEL_PARAMS_BYTES);
