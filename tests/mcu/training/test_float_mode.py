@@ -63,7 +63,10 @@ def independent(graph, x, parameters, head):
             codes = graph.activations(x)[op.name].astype(np.float64)
             live[op.name] = torch.from_numpy(codes).permute(0, 3, 1, 2)
             continue
-        before = through(real, real.round()) + y.zero_point
+        if isinstance(op, (Mean, AvgPool2d)):  # means of codes: ties go to even codes
+            before = through(real, (real + y.zero_point).round() - y.zero_point) + y.zero_point
+        else:
+            before = through(real, real.round()) + y.zero_point
         inside = (before >= op.clamp.lower) & (before <= op.clamp.upper)
         live[op.name] = torch.where(inside, before, before.detach().clamp(op.clamp.lower, op.clamp.upper))
     raise AssertionError(tensor)
@@ -153,7 +156,7 @@ def test_a_scaled_step_on_codes_is_the_step_of_the_real_parameters():
             key = f"{op.name}.{kind}"
             # d loss / d real = d loss / d code / scale, so the real parameter scale * code moves by lr times that
             real = before[key] * scale - 0.05 * gradients[key].double() / scale
-            torch.testing.assert_close(mode.parameters[key].kept * scale, real, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(mode.parameters[key].kept * scale, real, rtol=1e-6, atol=1e-9)  # kept in float32
 
 
 @pytest.mark.parametrize(("qas", "is_changed"), [(False, False), (True, True)])

@@ -172,7 +172,8 @@ def _mean(
     op: Mean, inputs: Sequence[Tensor], x: Sequence[QTensor], y: QTensor, round_: Callable[..., Tensor]
 ) -> Tensor:
     total = (inputs[0] - x[0].zero_point).sum((1, 2)) * _real(op.multiplier, op.shift)
-    return _clamped(round_(total) + y.zero_point, op.clamp).reshape(-1, *y.shape)
+    # The published mean is of codes, zero point and all, which decides where ties go.
+    return _clamped(round_(total + y.zero_point), op.clamp).reshape(-1, *y.shape)
 
 
 def _avg_pool(

@@ -11,7 +11,8 @@ truncate    truncated towards zero, wrapping              is lost if it grows th
 ==========  ============================================  =====================================================
 
 Biases: int32 with 8 fractional bits for int16 and int8, float for float, whole codes for the other two ("truncate" truncates the step, as
-the published device code does). All values here are tensors of float64, which holds each of these integers exactly.
+the published device code does). All values here are tensors of float64, which holds each of these integers
+and float32 numbers exactly.
 
 Source: Lin et al. 2022 (arXiv:2206.15472), published simulation and device code; int16 and stochastic masters are ours.
 """
@@ -89,6 +90,11 @@ def _subtracted(kept: Tensor, decrease: Tensor, _: torch.Generator) -> Tensor:
     return kept - decrease
 
 
+def _subtracted_in_float32(kept: Tensor, decrease: Tensor, _: torch.Generator) -> Tensor:
+    """As published: which weights lie close enough to a tie to be rounded otherwise depends on it."""
+    return (kept.float() - decrease.float()).double()
+
+
 def _half_away(x: Tensor) -> Tensor:
     return torch.trunc(x + torch.sign(x) * 0.5)
 
@@ -117,12 +123,12 @@ def _truncated_and_wrapped(kept: Tensor, decrease: Tensor, _: torch.Generator) -
 
 
 REAL = Rule(_same, _same, _subtracted)
-"""Not rounded at all: a float head, a published bias, and everything where rounding is off."""
+"""Not rounded at all: a float head, and everything where rounding is off."""
 _WEIGHT_MASTER = Rule(lambda x: x * FRACTION, lambda m: _nearest_code(m).clamp(-127, 127), _master_moved(16))
 _BIAS_MASTER = Rule(lambda x: x * FRACTION, _nearest_code, _master_moved(32))
 
 WEIGHTS = {
-    "float": Rule(_same, torch.round, _subtracted),
+    "float": Rule(_same, torch.round, _subtracted_in_float32),
     "int16": _WEIGHT_MASTER,
     "int8": Rule(_same, _same, _stochastically_moved),
     "nearest": Rule(_same, _same, lambda kept, decrease, _: _half_away(kept - decrease).clamp(-127, 127)),
@@ -130,7 +136,7 @@ WEIGHTS = {
 }
 """Rules for weights, by the name of the storage."""
 BIASES = {
-    "float": REAL,
+    "float": Rule(_same, _same, _subtracted_in_float32),
     "int16": _BIAS_MASTER,
     "int8": _BIAS_MASTER,
     "nearest": Rule(_same, _same, lambda kept, decrease, _: _half_away(kept - decrease)),
