@@ -28,6 +28,7 @@ def lilliput(*words: str, cwd: Path, **options) -> subprocess.CompletedProcess:
         ["build", "--help"],
         ["design", "--help"],
         ["deploy", "--help"],
+        ["quantize", "--help"],
         ["certify", "--help"],
         ["report", "--help"],
         ["doctor", "--help"],
@@ -61,7 +62,7 @@ def test_help_loads_nothing_heavy():
     code = (
         "import sys, contextlib, io\n"
         "from lilliput.cli import main\n"
-        "for words in (['--help'], ['build', '--help'], ['design', '--help'], ['deploy', '--help'], ['certify', '--help']):\n"
+        "for words in (['--help'], *([verb, '--help'] for verb in ('build', 'design', 'deploy', 'quantize', 'certify'))):\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        main(words)\n"
         f"print([name for name in {heavy} if name in sys.modules])"
@@ -84,6 +85,9 @@ MESSAGES = {
     "certify-missing-model": ["certify", "nowhere", "--out", "run"],
     "certify-bad-eps": ["certify", "nowhere", "--out", "run", "--eps", "8/0"],
     "certify-bad-clip": ["certify", "nowhere", "--out", "run", "--clip", "0-1"],
+    "quantize-missing-model": ["quantize", "nowhere", "--out", "run"],
+    "quantize-dense": ["quantize", "nowhere", "--out", "run", "--storage", "dense"],
+    "quantize-granularity": ["quantize", "nowhere", "--out", "run", "--granularity", "column"],
     "report-missing": ["report", "nowhere"],
 }
 
