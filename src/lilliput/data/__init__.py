@@ -1,4 +1,4 @@
-"""Images and texts for classification: from many formats to one split without leakage, images as bytes until they are asked for; text encoders."""
+"""Images and texts for classification: from many formats to one split without leakage, images as bytes until asked for; text encoders."""
 
 from lilliput.data.bert import BertEncoder, load_bert
 from lilliput.data.images import ImageData, ImageSplit

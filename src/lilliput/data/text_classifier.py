@@ -65,7 +65,7 @@ def fit_head(
     def loss() -> Tensor:
         solver.zero_grad()
         value = F.cross_entropy(head(vectors), labels) + penalty * head.weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     solver.step(loss)

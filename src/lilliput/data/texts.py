@@ -1,8 +1,8 @@
 """Texts with a class each, from the two layouts that text classification sets come in.
 
-``label<TAB>text`` a line (UCI's SMS Spam Collection; the columns change places where the first line says so), or ``text;label`` (the
-emotion sets). A first line that names the columns is passed over, and so is a text that came before: sets of messages repeat themselves, and a
-text must not be learned from and tested on.
+``label<TAB>text`` a line (UCI's SMS Spam Collection; the columns change places where the first line says so), or ``text;label`` (emotion
+sets). A first line that names the columns is passed over, and so is a text that came before: sets of messages repeat themselves, and a text
+must not be learned from and tested on.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class TextData:
 
     def part(self, indices: list[int]) -> TextData:
         """Some of the texts, in the order given."""
-        texts, labels = (tuple(values[index] for index in indices) for values in (self.texts, self.labels))
-        return TextData(self.name, texts, labels, self.class_names)
+        texts = tuple(self.texts[index] for index in indices)
+        return TextData(self.name, texts, tuple(self.labels[index] for index in indices), self.class_names)
 
     def draws(self, sizes: list[int], seed: int) -> list[TextData]:
         """Disjoint random parts, of so many texts each.

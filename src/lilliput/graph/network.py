@@ -69,16 +69,17 @@ def _key(node: Node) -> str:
 
 def _layer(node: Node, weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Module:
     layer: nn.Linear | nn.Conv1d | nn.Conv2d
+    has_bias = bias is not None
     with torch.device("meta"):
         if node.op is Op.LINEAR:
-            layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+            layer = nn.Linear(weight.shape[1], weight.shape[0], has_bias)
         else:
-            kind = nn.Conv1d if weight.dim() == 3 else nn.Conv2d
-            groups = node["groups"]
-            layer = kind(
-                weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), node["stride"], node["padding"],
-                node["dilation"], groups, bias is not None,
-            )  # fmt: skip
+            channels = weight.shape[1] * node["groups"], weight.shape[0]
+            window = node["stride"], node["padding"], node["dilation"], node["groups"], has_bias
+            if weight.dim() == 3:
+                layer = nn.Conv1d(*channels, (weight.shape[2],), *window)
+            else:
+                layer = nn.Conv2d(*channels, (weight.shape[2], weight.shape[3]), *window)
     layer.weight = weight
     layer.bias = bias
     return layer

@@ -255,7 +255,7 @@ def _record(run: Run, config: QuantizeConfig, made: Quantized) -> None:
         Evidence("weights.quantized", made.weights, "weights", "counted", source="tied ones once"),
         Evidence("bits.per_weight", asked.bits_per_weight, "bits", "counted", source="codes, clusters, steps and starts, as in the file"),
         Evidence("file.bytes", made.file_bytes, "bytes", "measured", n=1, source=f"artifacts/{_FILE}, the whole network"),
-        Evidence("file.loads_back", file["loads_back"], "", "measured", n=1, source="outputs are those of the network in memory, bit for bit"),
+        Evidence("file.loads_back", file["loads_back"], "", "measured", n=1, source="to outputs of the same bits"),
         Evidence("float.bytes", made.float_bytes, "bytes", "counted", source="the float network's state, tied tensors once"),
         Evidence("error.weights", asked.weight_error, "", "measured", n=made.weights, source="root of squares, relative"),
         Evidence("error.outputs", asked.output_error, "", "measured", n=count, source=f"root of squares, relative; {inputs}"),
