@@ -106,6 +106,23 @@ def test_a_users_error_is_one_line_as_reviewed_and_exits_with_2(name, tmp_path, 
     assert done.stderr.strip() == known[name]
 
 
+def test_quantize_writes_a_file_and_says_how_it_stands(tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
+    torch.export.save(torch.export.export(model, (torch.zeros(1, 32),)), tmp_path / "net.pt2")
+    done = lilliput("quantize", "net.pt2", "--method", "rtn", "--bits", "4", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("rtn-4 row: ")
+    evidence = json.loads((tmp_path / "run" / "evidence.json").read_text())
+    assert (tmp_path / "run" / "artifacts" / "quantized.safetensors").stat().st_size == evidence["file.bytes"]["value"]
+    assert "Error of outputs" in (tmp_path / "run" / "report.html").read_text()
+    again = lilliput("quantize", "net.pt2", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "run" in again.stderr
+
+
 def test_debug_shows_the_traceback(tmp_path):
     done = lilliput("report", "nowhere", "--debug", cwd=tmp_path)
     assert "Traceback" in done.stderr
