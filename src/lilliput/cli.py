@@ -24,6 +24,12 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "deploy",
         "from an int8 network to firmware within a chip's memory",
     ),
+    "quantize": (
+        "lilliput.jobs.quantize",
+        "QuantizeConfig",
+        "quantize",
+        "weights in a few bits, by SplitQuant or its rivals",
+    ),
     "certify": (
         "lilliput.jobs.certify",
         "CertifyConfig",
@@ -55,6 +61,7 @@ examples:
   lilliput build --data digits --sram 16KB --flash 128KB --out runs/digits
   lilliput design --macs 1.82G --params 11.69M --rho 0.3 --image-size 224
   lilliput deploy vww_96_int8.tflite --sram 32KB --flash 1MB --input stream --out runs/vww
+  lilliput quantize runs/digits --bits 2 --sweep --out runs/digits-2bit
   lilliput certify runs/digits --center test:0 --eps 8/255 --out runs/cert
 """
 

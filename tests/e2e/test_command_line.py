@@ -28,6 +28,7 @@ def lilliput(*words: str, cwd: Path, **options) -> subprocess.CompletedProcess:
         ["build", "--help"],
         ["design", "--help"],
         ["deploy", "--help"],
+        ["quantize", "--help"],
         ["certify", "--help"],
         ["report", "--help"],
         ["doctor", "--help"],
@@ -61,7 +62,7 @@ def test_help_loads_nothing_heavy():
     code = (
         "import sys, contextlib, io\n"
         "from lilliput.cli import main\n"
-        "for words in (['--help'], ['build', '--help'], ['design', '--help'], ['deploy', '--help'], ['certify', '--help']):\n"
+        "for words in (['--help'], *([verb, '--help'] for verb in ('build', 'design', 'deploy', 'quantize', 'certify'))):\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        main(words)\n"
         f"print([name for name in {heavy} if name in sys.modules])"
@@ -84,6 +85,9 @@ MESSAGES = {
     "certify-missing-model": ["certify", "nowhere", "--out", "run"],
     "certify-bad-eps": ["certify", "nowhere", "--out", "run", "--eps", "8/0"],
     "certify-bad-clip": ["certify", "nowhere", "--out", "run", "--clip", "0-1"],
+    "quantize-missing-model": ["quantize", "nowhere", "--out", "run"],
+    "quantize-dense": ["quantize", "nowhere", "--out", "run", "--storage", "dense"],
+    "quantize-granularity": ["quantize", "nowhere", "--out", "run", "--granularity", "column"],
     "report-missing": ["report", "nowhere"],
 }
 
@@ -100,6 +104,23 @@ def test_a_users_error_is_one_line_as_reviewed_and_exits_with_2(name, tmp_path, 
         known[name] = done.stderr.strip()
         path.write_text(json.dumps(dict(sorted(known.items())), indent=1, ensure_ascii=False) + "\n")
     assert done.stderr.strip() == known[name]
+
+
+def test_quantize_writes_a_file_and_says_how_it_stands(tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
+    torch.export.save(torch.export.export(model, (torch.zeros(1, 32),)), tmp_path / "net.pt2")
+    done = lilliput("quantize", "net.pt2", "--method", "rtn", "--bits", "4", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("rtn-4 row: ")
+    evidence = json.loads((tmp_path / "run" / "evidence.json").read_text())
+    assert (tmp_path / "run" / "artifacts" / "quantized.safetensors").stat().st_size == evidence["file.bytes"]["value"]
+    assert "Error of outputs" in (tmp_path / "run" / "report.html").read_text()
+    again = lilliput("quantize", "net.pt2", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "run" in again.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path):

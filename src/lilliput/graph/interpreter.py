@@ -20,7 +20,7 @@ def run(
     Raises:
         GraphError: the inputs don't fit, or the batch differs from the traced one where axis 0 is not just a batch.
     """
-    batch = _check_inputs(graph, inputs)
+    batch = check_inputs(graph, inputs)
     live: dict[str, Tensor] = dict(zip(graph.inputs, inputs, strict=True))
     last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     with torch.no_grad():
@@ -47,8 +47,12 @@ def _uses_batch(graph: Graph, node: Node) -> GraphError:
     )
 
 
-def _check_inputs(graph: Graph, inputs: Sequence[Tensor]) -> int | None:
-    """The batch, where it is another than the traced one."""
+def check_inputs(graph: Graph, inputs: Sequence[Tensor]) -> int | None:
+    """The batch, where it is another than the traced one.
+
+    Raises:
+        GraphError: the inputs don't fit, or the batch differs where axis 0 is known to be more than a batch.
+    """
     if len(inputs) != len(graph.inputs):
         raise GraphError(
             f"graph '{graph.name}' takes {len(graph.inputs)} inputs {list(graph.inputs)}, got {len(inputs)}"

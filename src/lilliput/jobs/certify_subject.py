@@ -48,11 +48,24 @@ def load_subject(given: str) -> Subject:
 
 def _of_build(path: Path) -> Subject:
     import torch
-    from safetensors.torch import load_file
 
     from lilliput.certify import model_hash
-    from lilliput.design import Design
     from lilliput.graph import trace
+
+    run, model, shape = built_network(path)
+    graph = trace(model, torch.zeros(1, *shape))
+    return Subject(graph, path.resolve().name, run, model_hash(graph))
+
+
+def built_network(path: Path) -> tuple[Run, torch.nn.Module, tuple[int, int, int]]:
+    """The run of a finished build, its float network in evaluation mode, and the shape of one input.
+
+    Raises:
+        DataError: no finished build that kept its network.
+    """
+    from safetensors.torch import load_file
+
+    from lilliput.design import Design
 
     run = Run.load(path)
     files = [path / "artifacts" / name for name in ("design.json", "model.safetensors")]
@@ -64,8 +77,7 @@ def _of_build(path: Path) -> Subject:
     model = design.build(classes)
     model.load_state_dict(weights)
     side = design.space.image_size
-    graph = trace(model.eval(), torch.zeros(1, design.space.channels, side, side))
-    return Subject(graph, path.resolve().name, run, model_hash(graph))
+    return run, model.eval(), (design.space.channels, side, side)
 
 
 def _of_export(path: Path) -> Subject:

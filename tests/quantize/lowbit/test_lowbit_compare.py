@@ -48,6 +48,19 @@ def test_a_split_is_held_against_methods_of_the_same_stored_bits():
     assert sorted(row.name for row in named.rows) == ["lut-12 row", "rtn-3 row", "rtn-4 row", "split-2 row"]
 
 
+def test_with_labels_a_row_has_its_accuracy():
+    model, x = network(), torch.randn(40, 48)
+    labels = torch.arange(40) % 5
+    table = compare(model, [RoundToNearest(bits=2)], x, labels=labels)
+    q = quantize(model, RoundToNearest(bits=2))
+    assert table.accuracy == pytest.approx(float((model(x).argmax(1) == labels).float().mean()))
+    assert table.rows[0].accuracy == pytest.approx(float((q(x).argmax(1) == labels).float().mean()))
+    assert "right %" in str(table)
+    assert "right" not in str(compare(model, [RoundToNearest(bits=2)], x))
+    with pytest.raises(DataError, match="give one each"):
+        compare(model, [RoundToNearest(bits=2)], x, labels=labels[:39])
+
+
 @pytest.mark.parametrize(
     ("config", "names"),
     [

@@ -48,6 +48,8 @@ class ComparedMethod:
     """Share of output vectors whose largest entry is at the same place; 1.0 for single outputs."""
     quantize_seconds: float
     """Process time that quantizing took."""
+    accuracy: float | None = None
+    """Share of output vectors whose largest entry is at the label's place; None without labels."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Comparison:
     """Output vectors that errors and agreement were measured on."""
     rows: tuple[ComparedMethod, ...]
     """In the order of the configs, rivals last."""
+    accuracy: float | None = None
+    """Of the original; None without labels."""
 
     def __getitem__(self, name: str) -> ComparedMethod:
         """The first row of a name."""
@@ -78,9 +82,10 @@ class Comparison:
             "output err",
             "cosine",
             "agree %",
+            *(["right %"] if self.accuracy is not None else []),
             "CPU s",
         )
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for row in self.rows:
             lines.append(
                 (
@@ -92,6 +97,7 @@ class Comparison:
                     f"{row.output_error:.4f}",
                     f"{row.cosine:.4f}",
                     f"{100 * row.agreement:.2f}",
+                    *([f"{100 * row.accuracy:.2f}"] if row.accuracy is not None else []),
                     f"{row.quantize_seconds:.2f}",
                 )
             )
@@ -103,12 +109,14 @@ class Comparison:
             )
             for line in lines
         ]
-        return "\n".join(
-            [*(line.rstrip() for line in text), f"float: {self.float_bytes:,} bytes; {self.outputs:,} output vectors"]
-        )
+        right = "" if self.accuracy is None else f", {100 * self.accuracy:.2f} % right"
+        last = f"float: {self.float_bytes:,} bytes{right}; {self.outputs:,} output vectors"
+        return "\n".join([*(line.rstrip() for line in text), last])
 
 
-def compare(model: nn.Module, configs: Sequence[Method], data: Any, with_rivals: bool = True) -> Comparison:
+def compare(
+    model: nn.Module, configs: Sequence[Method], data: Any, with_rivals: bool = True, labels: Tensor | None = None
+) -> Comparison:
     """Quantize a network by each config and measure.
 
     Args:
@@ -116,9 +124,10 @@ def compare(model: nn.Module, configs: Sequence[Method], data: Any, with_rivals:
         configs: methods, one row each.
         data: one batch (a tensor), or an iterable of batches: a tensor, a tuple of arguments or a dict of them.
         with_rivals: add the rows of :func:`rivals` for every split, unless they are there.
+        labels: index of the right entry of each output vector, for accuracies.
     Raises:
         ConfigError: no config, or the model is in training mode.
-        DataError: no batch, or outputs that are no tensors.
+        DataError: no batch, outputs that are no tensors, or as many labels as there are no output vectors.
     """
     if model.training:
         raise ConfigError("the model is in training mode, where outputs vary; call model.eval() first")
@@ -134,9 +143,11 @@ def compare(model: nn.Module, configs: Sequence[Method], data: Any, with_rivals:
     if not batches:
         raise DataError("no batch of inputs to compare outputs on; pass a tensor, or an iterable of them")
     wanted = _outputs(model, batches)
+    if labels is not None and labels.shape != wanted.shape[:1]:
+        raise DataError(f"labels of shape {list(labels.shape)} for {len(wanted):,} output vectors; give one each")
     float_bytes = sum(tensor.numel() * tensor.element_size() for tensor in _unique(model.state_dict().values()))
-    rows = tuple(_measure(model, method, batches, wanted) for method in methods)
-    return Comparison(float_bytes, len(wanted), rows)
+    rows = tuple(_measure(model, method, batches, wanted, labels) for method in methods)
+    return Comparison(float_bytes, len(wanted), rows, _accuracy(wanted, labels))
 
 
 def rivals(config: SplitConfig) -> list[Method]:
@@ -153,7 +164,9 @@ def rivals(config: SplitConfig) -> list[Method]:
     return result
 
 
-def _measure(model: nn.Module, method: Method, batches: list[Any], wanted: Tensor) -> ComparedMethod:
+def _measure(
+    model: nn.Module, method: Method, batches: list[Any], wanted: Tensor, labels: Tensor | None
+) -> ComparedMethod:
     start = time.process_time()
     quantized = quantize(model, method)
     seconds = time.process_time() - start
@@ -168,7 +181,12 @@ def _measure(model: nn.Module, method: Method, batches: list[Any], wanted: Tenso
         cosine=float(F.cosine_similarity(outputs, wanted, dim=1).mean()),
         agreement=float((outputs.argmax(dim=1) == wanted.argmax(dim=1)).double().mean()),
         quantize_seconds=seconds,
+        accuracy=_accuracy(outputs, labels),
     )
+
+
+def _accuracy(outputs: Tensor, labels: Tensor | None) -> float | None:
+    return None if labels is None else float((outputs.argmax(dim=1) == labels).double().mean())
 
 
 def weight_error(model: nn.Module, quantized: QuantizedModel) -> float:

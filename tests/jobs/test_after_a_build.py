@@ -1,14 +1,17 @@
-"""Certificates of a finished build: around its own test images, as long as they are those that it was built with."""
+"""What takes a finished build, certificates and low-bit weights: on its own test images, as long as they are those it was built with."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
 from lilliput.errors import ConfigError, DataError
+from lilliput.evidence import Run
 from lilliput.jobs.build import BuildConfig, build
 from lilliput.jobs.certify import CertifyConfig, certify
+from lilliput.jobs.quantize import QuantizeConfig, load_network, quantize
 
 
 def config(model: Path, tmp_path, **options) -> CertifyConfig:
@@ -44,6 +47,16 @@ def test_a_builds_network_is_the_one_it_trained_around_its_test_image(built, tmp
     assert run.evidence["lipschitz.upper"].value >= run.evidence["lipschitz.lower"].value > 0
     with pytest.raises(ConfigError, match="must be test:0 to test:"):
         certify(config(built[0], tmp_path, out=str(tmp_path / "other"), center="test:100000"))
+
+
+def test_a_builds_network_is_quantized_and_tried_on_its_test_images(built, tmp_path):
+    options = {"method": "rtn", "bits": 6, "quiet": True}
+    run = quantize(QuantizeConfig(model=str(built[0]), out=str(tmp_path / "low"), **options))
+    known = Run.load(built[0]).evidence["accuracy.float"]
+    assert run.evidence["accuracy.float"].value == pytest.approx(known.value)
+    assert run.evidence["accuracy.float"].n == known.n
+    assert run.evidence["agreement"].value >= 0.9
+    assert load_network(str(run.path))(torch.rand(3, 1, 8, 8)).shape == (3, 10)
 
 
 def test_a_test_image_of_other_data_is_refused_and_another_center_is_not(built, tmp_path):
