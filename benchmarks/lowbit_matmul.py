@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import sys
 import time
 import warnings
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lilliput.quantize import HalfQuadratic, LookupTable, RoundToNearest, SplitConfig, quantize
+from lilliput.quantize import LookupTable, RoundToNearest, SplitConfig, quantize
 from lilliput.quantize.lowbit.config import Method
 from lilliput.quantize.lowbit.matmul import kernel_name
 
@@ -32,13 +31,13 @@ METHODS: dict[str, Method] = {
     "4 bits, row": RoundToNearest(bits=4),
     "split, 2 bits, k=3": SplitConfig(fitted=False),
     "table of 16": LookupTable(levels=16, granularity="tensor"),
-    "4 bits, groups of 64": HalfQuadratic(bits=4, group_size=64),
+    "4 bits, groups of 64": RoundToNearest(bits=4, granularity="group", group_size=64),
     "split, groups of 64": SplitConfig(fitted=False, granularity="group", group_size=64),
     "split, dense": SplitConfig(fitted=False, mask_aware=False, storage="dense"),
     "8 bits, row": RoundToNearest(bits=8),
     "split, base 12": SplitConfig(fitted=False, storage="radix"),
 }
-IN_FULL = 4096 * 4096  # the largest size has the first methods alone: packing the others takes long
+LARGE = 4096 * 4096  # weights; rounding alone packs so many in little time
 
 
 def seconds(call: Callable[[], Tensor], budget_seconds: float) -> float:
@@ -76,6 +75,7 @@ def main() -> None:
     parser.add_argument("--torchao", help="directory to import torchao from, where it is not installed")
     parser.add_argument("--seconds", type=float, default=0.15, help="CPU seconds of each time")
     parser.add_argument("--sizes", type=int, nargs="*", default=range(len(SIZES)), help=f"indices into {SIZES}")
+    parser.add_argument("--weights", default="", help="only rows whose name holds this")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -93,11 +93,10 @@ def main() -> None:
         torch.manual_seed(0)
         layer = nn.Linear(columns, rows).eval()
         theirs = torchao_layers(layer) if has_torchao else {}
-        count = 6 if rows * columns >= IN_FULL else len(METHODS)
         ours = {
             name: quantize(nn.Sequential(layer), method)
-            for name, method in itertools.islice(METHODS.items(), count)
-            if not (rows * columns >= IN_FULL and isinstance(method, HalfQuadratic | LookupTable))
+            for name, method in METHODS.items()
+            if arguments.weights in name and (rows * columns < LARGE or isinstance(method, RoundToNearest))
         }
         for batch in (1, 32):
             x = torch.randn(batch, columns)

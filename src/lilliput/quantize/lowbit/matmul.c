@@ -314,11 +314,19 @@ INLINE Floats8 spread8(const Weight *w, const void *scales, int64_t first, int64
 
 /* --- The plain path. --- */
 
-/* Adds nothing, reads every format: one row of weights in their own order. */
+/* One row of weights in their own order, of any format. */
 static void decode_row(const Weight *w, int64_t row, float *table, float *out, int accumulate) {
     const uint8_t *bytes = w->codes + row * w->row_bytes;
     const uint64_t mask = ((uint64_t)1 << w->symbol_bits) - 1;
     const uint32_t base = (uint32_t)level_count(w);
+    if (w->symbol_bits == 8 && w->digits == 1) { /* a symbol is a byte */
+        for (int64_t group = 0, column = 0; group < w->groups; group++) {
+            fill_table(w, row, group, table);
+            for (const int64_t end = smaller(column + w->group_size, w->columns); column < end; column++)
+                out[column] = accumulate ? out[column] + table[bytes[column]] : table[bytes[column]];
+        }
+        return;
+    }
     uint64_t held = 0; /* bits that are read and not used */
     uint32_t word = 0;
     int64_t held_bits = 0, left = 0, next_group = 0, at = 0;

@@ -29,6 +29,8 @@ Kernel = Literal["auto", "c", "torch"]
 MANY_INPUTS = 64
 """From so many inputs on, decoding to a tile costs less than looking levels up again for every few inputs (measured: see the benchmark)."""
 
+_MANY_FOR_PLAIN = 8  # formats that no vector reads: torch multiplies better than the plain loop
+
 _TILE_WEIGHTS = 2**17  # 512 KB of float32: half of a usual second-level cache
 _WEIGHTS_PER_THREAD = 2**20  # some 0.1 ms of work; starting a thread takes a fifth of that
 _DTYPES = {
@@ -54,7 +56,7 @@ def linear(x: Float[Tensor, "*batch in"], packed: StoredWeight, bias: Tensor | N
     description = _described(packed, kernels)
     columns, lanes = packed.layout.columns, description.lanes
     inputs = x.detach().reshape(-1, columns).contiguous()
-    many = len(inputs) >= MANY_INPUTS
+    many = len(inputs) >= (MANY_INPUTS if lanes else _MANY_FOR_PLAIN)
     if lanes:
         sums = description.needs_sums and not many
         ordered = torch.empty(len(inputs), -(-columns // (8 * lanes)) * (8 + sums) * lanes)

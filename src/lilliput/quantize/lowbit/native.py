@@ -93,26 +93,30 @@ def _compilers() -> dict[str, tuple[str, ...]]:
 
 def _library(command: tuple[str, ...]) -> Path:
     """Path of the compiled library, from the cache where it is there."""
-    directory = Path(__file__).parent
     # All that -march=native stands for, and the compiler's version, are macros: two processors that share a home share no library.
     macros = _run((*command, *_FLAGS, "-dM", "-E", "-x", "c", os.devnull))
     digest = hashlib.sha256("\0".join((*command, *_FLAGS, *_LINK_FLAGS, macros)).encode())
-    for name in _SOURCES:
-        digest.update((directory / name).read_bytes())
+    for source in _SOURCES:
+        digest.update((Path(__file__).parent / source).read_bytes())
     name = f"lowbit-{digest.hexdigest()[:32]}.so"
-    for home in (_home(), Path(tempfile.mkdtemp(prefix="lilliput-"))):
-        if (home / name).is_file():
-            return home / name
-        partial = home / f"{name}.{os.getpid()}.partial"
-        try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial.touch()
-        except OSError:
-            continue  # a home that can't be written to: compile for this process alone
-        _run((*command, *_FLAGS, *_LINK_FLAGS, str(directory / _SOURCES[0]), "-o", str(partial)))
-        os.replace(partial, home / name)  # whole or not there at all
-        return home / name
-    raise OSError("no directory to compile into")
+    kept = _home() / name
+    if kept.is_file():
+        return kept
+    try:
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        working = Path(tempfile.mkdtemp(prefix=".compiling-", dir=kept.parent))
+    except OSError:  # a home that can't be written to: compile for this process alone
+        return _compiled(command, Path(tempfile.mkdtemp(prefix="lilliput-")) / name)
+    try:
+        os.replace(_compiled(command, working / name), kept)  # whole or not there at all
+    finally:
+        shutil.rmtree(working)
+    return kept
+
+
+def _compiled(command: tuple[str, ...], target: Path) -> Path:
+    _run((*command, *_FLAGS, *_LINK_FLAGS, str(Path(__file__).parent / _SOURCES[0]), "-o", str(target)))
+    return target
 
 
 def _home() -> Path:
