@@ -1,4 +1,4 @@
-"""Layers whose weight is packed: dequantize, then compute as the original would.
+"""Layers whose weight is packed: dequantize, then compute as the original would; linear ones multiply without dequantizing where they can.
 
 ``weight`` is the dequantized tensor, made anew at each read: code that reaches into a layer (a tied decoder, a fused path of torch) sees
 what the layer computes with.
@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lilliput.quantize.lowbit.matmul import Kernel, can_compute, is_compiled, kernel_name, linear
 from lilliput.quantize.lowbit.stored import StoredWeight
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding
@@ -36,18 +37,25 @@ class QuantizedLayer(nn.Module):
 class QuantizedLinear(QuantizedLayer):
     """``nn.Linear`` with a packed weight."""
 
+    kernel: Kernel = "auto"
+    """What multiplies; :meth:`QuantizedModel.use_kernel` sets it for all layers."""
+
     def __init__(self, layer: nn.Linear, packed: StoredWeight) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.packed, self.bias = packed, copied(layer.bias)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """``x @ weight.T + bias``."""
-        return F.linear(x, self.weight_as(x), self.bias)
+        """``x @ weight.T + bias``; by the two kernels, the same up to the order of sums."""
+        packed, bias = self.packed, self.bias
+        if is_compiled(self.kernel) and can_compute(x, packed, bias):
+            return linear(x, packed, bias)
+        return F.linear(x, self.weight_as(x), bias)
 
     def extra_repr(self) -> str:
-        """As torch prints a linear layer."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        """As torch prints a linear layer, and which kernel multiplies."""
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, kernel={kernel_name(self.kernel)}"
 
 
 class _QuantizedConv(QuantizedLayer):

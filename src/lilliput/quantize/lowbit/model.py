@@ -14,7 +14,8 @@ from lilliput.errors import ConfigError, DataError, LilliputError
 from lilliput.quantize.lowbit.config import Method
 from lilliput.quantize.lowbit.granularity import columns_per_set
 from lilliput.quantize.lowbit.ladders import Encoded, Ladders, row_blocks
-from lilliput.quantize.lowbit.layers import QuantizedLayer, quantized_layer
+from lilliput.quantize.lowbit.layers import QuantizedLayer, QuantizedLinear, quantized_layer
+from lilliput.quantize.lowbit.matmul import Kernel, check_kernel
 from lilliput.quantize.lowbit.rebuild import Plan, Surgery, chosen, inventory, storage_key
 from lilliput.quantize.lowbit.stored import StoredWeight, pack
 
@@ -35,6 +36,22 @@ class QuantizedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the network returns."""
         return self.module(*args, **kwargs)
+
+    def use_kernel(self, kernel: Kernel) -> QuantizedModel:
+        """Choose what multiplies in linear layers; returns the model.
+
+        Args:
+            kernel: 'c': compiled kernels for float32 inputs on a CPU where no gradient is asked for; 'torch': dequantize, then multiply,
+                as everything else does; 'auto', the default: 'c' where there is a C compiler. ``print(model)`` says which it is.
+        Raises:
+            ConfigError: another word.
+            ToolchainError: 'c', and nothing compiles it (says what is missing).
+        """
+        check_kernel(kernel)
+        for layer in self.quantized_layers.values():
+            if isinstance(layer, QuantizedLinear):
+                layer.kernel = kernel
+        return self
 
     @property
     def quantized_layers(self) -> dict[str, QuantizedLayer]:
