@@ -61,6 +61,14 @@ def test_with_labels_a_row_has_its_accuracy():
         compare(model, [RoundToNearest(bits=2)], x, labels=labels[:39])
 
 
+def test_a_table_is_packed_as_tightly_as_the_split_beside_it():
+    for storage, options in (("lut", {}), ("radix", {}), ("dense", {"mask_aware": False})):
+        (table,) = [
+            rival for rival in rivals(SplitConfig(storage=storage, **options)) if isinstance(rival, LookupTable)
+        ]
+        assert table.storage == ("radix" if storage == "radix" else "lut")
+
+
 @pytest.mark.parametrize(
     ("config", "names"),
     [

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lilliput.errors import ConfigError, DataError
-from lilliput.quantize.lowbit.config import Method
+from lilliput.quantize.lowbit.config import Method, Storage
 from lilliput.quantize.lowbit.files import stored_bytes
 from lilliput.quantize.lowbit.lookup_table import LookupTable
 from lilliput.quantize.lowbit.model import QuantizedModel, quantize
@@ -160,7 +160,8 @@ def rivals(config: SplitConfig) -> list[Method]:
     }
     result: list[Method] = [RoundToNearest(bits=bits, **shared) for bits in (fewer, fewer + 1) if bits <= 8]
     if levels <= 256:
-        result.append(LookupTable(levels=levels, **shared))
+        packed: Storage = "radix" if config.storage == "radix" else "lut"  # as tightly as the split itself
+        result.append(LookupTable(levels=levels, storage=packed, **shared))
     return result
 
 
