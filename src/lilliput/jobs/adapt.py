@@ -16,8 +16,6 @@ from lilliput.errors import BudgetError, ConfigError, ToolchainError
 from lilliput.evidence import Budget, Evidence, Run
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from lilliput.jobs.adapt_subject import Task
     from lilliput.jobs.adapt_training import Course, Progress
     from lilliput.jobs.pytorch_memory import PytorchMemory
@@ -422,7 +420,13 @@ def _same_weights(
         for part in (slice(0, count // 2), slice(count // 2, count)):
             receipts.append(
                 firmware.run(
-                    x[part], y[part], config.board, config.toolchain, rates=rates[part], params=image, timeout_seconds=1800
+                    x[part],
+                    y[part],
+                    config.board,
+                    config.toolchain,
+                    rates=rates[part],
+                    params=image,
+                    timeout_seconds=1800.0,
                 )
             )
             image = receipts[-1].params
@@ -472,7 +476,9 @@ def _record(run: Run, config: AdaptConfig, made: Adapted) -> None:
     step, same, test = made.step, made.same, len(made.task.test[1])
     report = step.memory_report()
     source = f"test split of {made.task.data.name}, {len(made.task.data.class_names)} classes"
-    seen = "as they are" if config.shift == "none" else {"rotate": "a quarter turn", "invert": "negatives"}[config.shift]
+    seen = (
+        "as they are" if config.shift == "none" else {"rotate": "a quarter turn", "invert": "negatives"}[config.shift]
+    )
     run.record(
         Evidence(
             "accuracy.before", made.before, "share", "measured", n=test, source=f"{source}, {seen}",
@@ -498,7 +504,9 @@ def _record(run: Run, config: AdaptConfig, made: Adapted) -> None:
     )  # fmt: skip
     for key, name in zip(("sram.unordered", "sram.head", "sram.full", "sram.full_unordered"), made.others, strict=True):
         run.record(
-            Evidence(key, made.others[name].sram_bytes, "bytes", "counted", source=f"memory plan of {name}, without tiles")
+            Evidence(
+                key, made.others[name].sram_bytes, "bytes", "counted", source=f"memory plan of {name}, without tiles"
+            )
         )
     _record_pytorch(run, made)
     if made.receipt is None:
@@ -511,8 +519,11 @@ def _record(run: Run, config: AdaptConfig, made: Adapted) -> None:
             source=f"SHA-256 of all trained weights after {same.steps} steps: interpreter, C on this computer, and {receipt.board}, "
             f"which was restored from its saved image after {same.steps // 2}",
         ),
-        Evidence("sram.stack", max(each.stack_bytes or 0 for each in same.receipts), "bytes", "emulated", n=same.steps, source="painted stack, high water"),
-        Evidence("sram.static", receipt.bss_bytes, "bytes", "measured", source=linked, detail=".data and .bss, arena and trained weights inside"),
+        Evidence(
+            "sram.stack", max(each.stack_bytes or 0 for each in same.receipts), "bytes", "emulated", n=same.steps,
+            source="painted stack, high water",
+        ),
+        Evidence("sram.static", receipt.bss_bytes, "bytes", "measured", source=linked, detail=".data and .bss, arena and weights in it"),
         Evidence("sram.total", made.sram_bytes, "bytes", "emulated", source=".data, .bss and painted stack"),
         Evidence("flash.total", receipt.flash_bytes, "bytes", "measured", source=linked),
         Evidence(

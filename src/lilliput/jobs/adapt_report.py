@@ -176,7 +176,10 @@ def _contributions(made: Adapted, names: Sequence[str]) -> list[Any]:
         ),
         Figure(
             charts.lines(
-                {"biases": depth}, "last so many layers", "contribution", mark=(made.plan.bias_depth, found.bias[made.plan.bias_depth])
+                {"biases": depth},
+                "last so many layers",
+                "contribution",
+                mark=(made.plan.bias_depth, found.bias[made.plan.bias_depth]),
             ),
             "What biases are worth",
             f"By depth; the circle is the depth chosen, {made.plan.bias_depth}",
@@ -214,7 +217,11 @@ def _memory(run: Run, config: AdaptConfig, made: Adapted) -> Section:
     ]
     columns = ["trained", "SRAM planned", "arena", "trained weights", "kept activations", "clamp masks"]
     blocks.append(Table("The same network with other choices, bytes", columns, rows))
-    blocks.append(Text(f"The most is alive at {report.binding.kind} '{report.binding.name}'. The frozen part runs {report.schedule}."))
+    blocks.append(
+        Text(
+            f"The most is alive at {report.binding.kind} '{report.binding.name}'. The frozen part runs {report.schedule}."
+        )
+    )
     if receipt is not None and receipt.flash_parts:
         parts = ", ".join(f"{name} {size:,}" for name, size in receipt.flash_parts.items())
         blocks.append(
@@ -268,11 +275,17 @@ def _weights(made: Adapted) -> Section:
         ["C, this computer", same.host, _agrees(same.host == same.python)],
     ]
     if made.receipt is not None:
-        rows.append([f"firmware, {made.receipt.board}, restored half-way", same.chip, _agrees(same.chip == same.python)])
+        rows.append(
+            [f"firmware, {made.receipt.board}, restored half-way", same.chip, _agrees(same.chip == same.python)]
+        )
     answers = [f"{made.compared_answers:,} answers compared, {made.mismatching_answers:,} differ."]
-    answers.append("Classes of all test images: C on this computer against the interpreter, both from the saved image alone.")
+    answers.append(
+        "Classes of all test images: C on this computer against the interpreter, both from the saved image alone."
+    )
     if made.restored is not None:
-        answers.append(f"Logits of {len(made.restored.predictions)} test images: the chip from the saved image against the interpreter.")
+        answers.append(
+            f"Logits of {len(made.restored.predictions)} test images: the chip from the saved image against the interpreter."
+        )
     if same.matches is None:
         answers.append("No chip was emulated: that one would learn the same is not claimed here.")
     image = (

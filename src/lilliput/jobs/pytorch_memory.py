@@ -117,7 +117,12 @@ def _main(file: str) -> None:
     torch.set_num_threads(1)
     after_import = _resident("VmRSS")
     made = torch.load(file, weights_only=True)
-    parameters = [each.requires_grad_() for row in made["layers"] for each in (row.get("weight"), row.get("bias")) if each is not None]
+    parameters = [
+        each.requires_grad_()
+        for row in made["layers"]
+        for each in (row.get("weight"), row.get("bias"))
+        if each is not None
+    ]
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
     own = {each.untyped_storage().data_ptr() for each in parameters}
     saved: dict[int, int] = {}
