@@ -107,6 +107,7 @@ def measured(name: str, qgraph: QuantizedGraph, plan: UpdatePlan, reorder: bool,
     planned = (
         report.sram_bytes,
         report.arena_bytes,
+        report.suffix_arena_bytes,
         report.trained_bytes,
         report.lower_bound_bytes,
         report.flash_bytes,
