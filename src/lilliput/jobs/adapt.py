@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lilliput.mcu.training.contribution import Contribution
     from lilliput.mcu.training.firmware import TrainFirmware, TrainReceipt
 
-CODE_FLASH_BYTES = 40 * 1024
+CODE_FLASH_BYTES = 48 * 1024
 """Of start-up code, main program and kernels, rounded up from linked images; the linker has the last word."""
 _RESTORED = 8
 """Test images that the chip tells apart from the final parameter image alone."""
