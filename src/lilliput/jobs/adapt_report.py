@@ -260,9 +260,9 @@ def _pytorch(run: Run, made: Adapted) -> Section:
         ["PyTorch: tensors alone", found.tensor_bytes, f"{found.tensor_bytes / ours:,.1f}"],
     ]
     intro = (
-        "PyTorch trains every layer of the float network, one image a step, plain SGD; ours trains what was chosen, and the second row is ours with every layer. A whole process and "
-        "its tensors are different claims: the first is what a machine must have, most of it the library; the second is what the method "
-        "needs. Neither alone is a fair ratio."
+        "PyTorch trains every layer of the float network, one image a step, plain SGD; ours trains what was chosen (first row), or "
+        "every layer (second). A whole process and its tensors are different claims: the first is what a machine must have, most of it "
+        "the library; the second is what the method needs. Neither alone is a fair ratio."
     )
     names = [name for name in run.evidence if name.startswith("pytorch.")]
     table = Table("Memory of training, bytes", ["what", "bytes", "times ours"], rows)
