@@ -30,6 +30,12 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "quantize",
         "weights in a few bits, by SplitQuant or its rivals",
     ),
+    "adapt": (
+        "lilliput.jobs.adapt",
+        "AdaptConfig",
+        "adapt",
+        "from a pretrained network to firmware that learns on the chip",
+    ),
     "certify": (
         "lilliput.jobs.certify",
         "CertifyConfig",
@@ -62,6 +68,7 @@ examples:
   lilliput design --macs 1.82G --params 11.69M --rho 0.3 --image-size 224
   lilliput deploy vww_96_int8.tflite --sram 32KB --flash 1MB --input stream --out runs/vww
   lilliput quantize runs/digits --bits 2 --sweep --out runs/digits-2bit
+  lilliput adapt runs/digits --shift rotate --sram 32KB --flash 256KB --out runs/rotated
   lilliput certify runs/digits --center test:0 --eps 8/255 --out runs/cert
 """
 

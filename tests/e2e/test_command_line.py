@@ -29,6 +29,7 @@ def lilliput(*words: str, cwd: Path, **options) -> subprocess.CompletedProcess:
         ["design", "--help"],
         ["deploy", "--help"],
         ["quantize", "--help"],
+        ["adapt", "--help"],
         ["certify", "--help"],
         ["report", "--help"],
         ["doctor", "--help"],
@@ -62,7 +63,8 @@ def test_help_loads_nothing_heavy():
     code = (
         "import sys, contextlib, io\n"
         "from lilliput.cli import main\n"
-        "for words in (['--help'], *([verb, '--help'] for verb in ('build', 'design', 'deploy', 'quantize', 'certify'))):\n"
+        "for verb in ('build', 'design', 'deploy', 'quantize', 'adapt', 'certify', ''):\n"
+        "    words = [*([verb] if verb else []), '--help']\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        main(words)\n"
         f"print([name for name in {heavy} if name in sys.modules])"
@@ -82,6 +84,9 @@ MESSAGES = {
     "deploy-missing-model": ["deploy", "nowhere.tflite", "--out", "run", "--board", "host"],
     "deploy-labels-alone": ["deploy", "small.tflite", "--out", "run", "--labels", "y.npy"],
     "deploy-unknown-board": ["deploy", "small.tflite", "--out", "run", "--board", "arduino"],
+    "adapt-missing-model": ["adapt", "nowhere.tflite", "--out", "run", "--board", "host"],
+    "adapt-unknown-scheme": ["adapt", "small.tflite", "--out", "run", "--scheme", "last"],
+    "adapt-bad-rate": ["adapt", "small.tflite", "--out", "run", "--rate", "0"],
     "certify-missing-model": ["certify", "nowhere", "--out", "run"],
     "certify-bad-eps": ["certify", "nowhere", "--out", "run", "--eps", "8/0"],
     "certify-bad-clip": ["certify", "nowhere", "--out", "run", "--clip", "0-1"],
@@ -189,6 +194,35 @@ def test_deploy_of_what_a_build_left_prints_its_verdict_and_refuses_a_budget_in_
     assert refused.stderr.count("\n") == 1
     assert refused.stderr.startswith("BudgetError: 'one' needs ")
     assert not list(whole.parent.glob("three*"))
+
+
+def test_adapt_teaches_what_a_build_left_its_own_images_turned(whole):
+    words = [
+        "adapt",
+        "runs/one",
+        "--shift",
+        "rotate",
+        "--scheme",
+        "head",
+        "--steps",
+        "400",
+        "--board",
+        "host",
+        "--emulate",
+        "8",
+    ]
+    done = lilliput(*words, "--no-pytorch", "--out", "runs/turned", cwd=whole.parents[1])
+    assert done.returncode == 0, done.stderr
+    first, second, third, *lines = done.stdout.splitlines()
+    assert re.fullmatch(r"digits: 10 classes, 16x16x1; [\d,]+ train, .*; the head it has", first)
+    assert re.fullmatch(r"one: trains the head, 0 biases and no weights .*; [\d,]+ bytes of SRAM planned", second)
+    assert third.startswith("ran on this computer only (board=host): ")
+    assert "Python and C learn the same" in third
+    assert "adapting" in done.stderr
+    assert lines[-1] == "report: runs/turned/report.html"
+    figures = json.loads((whole.parent / "turned" / "evidence.json").read_text())
+    assert figures["accuracy.after"]["value"] > figures["accuracy.before"]["value"]
+    assert "weights.digest_match" not in figures
 
 
 @pytest.fixture(scope="module")

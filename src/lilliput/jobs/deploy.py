@@ -7,15 +7,16 @@ output byte is compared with the integer interpreter's.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from lilliput.errors import BudgetError, ConfigError, DataError, ToolchainError, UnsupportedOpError
+from lilliput.errors import BudgetError, ConfigError, DataError, ToolchainError
 from lilliput.evidence import Budget, Evidence, Run
+from lilliput.jobs.int8_model import MODEL, find_model, load_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from lilliput.mcu import Plan, Receipt
     from lilliput.quantize import QTensor, QuantizedGraph
 
-_MODEL = "model.tflite"
 _BATCH = 32
 """Inputs at a time through the integer interpreter, whose activations are all in memory."""
 _VECTORS = 8
@@ -153,10 +153,10 @@ def deploy(config: DeployConfig) -> Run:
     from lilliput.jobs import deploy_report
 
     _require_toolchain(config)
-    path, name = _model(config.model)
+    path, name = find_model(config.model)
     with Run.create(config.out, job="deploy", config=config, seed=config.seed, resume=config.resume) as run:
         with run.step("load model") as step:
-            quantized = _load(path, name)
+            quantized = load_model(path, name)
             _same(run, step, _digest(path), f"'{config.model}'")
         with run.step("load inputs") as step:
             codes = _codes(config, quantized)
@@ -199,38 +199,6 @@ def _summary(plan: Plan) -> str:
     how = "every layer as a whole" if plan.tiling is None else str(plan.tiling.schedule)
     image = ", the image streamed" if plan.streams_input else ""
     return f"{plan.whole.name}: {plan.macs:,} MACs, {how}{image}; {plan.sram_bytes:,} bytes of SRAM planned"
-
-
-def _model(given: str) -> tuple[Path, str]:
-    """The file to load, and what to call the network."""
-    from lilliput.quantize.tflite.model import printable
-
-    path = Path(given)
-    if not path.is_dir():
-        if not path.exists():
-            raise DataError(f"{given}: there is no such file or run; give an int8 .tflite file or a finished build")
-        return path, printable(path.stem) or "model"
-    run = Run.load(path)
-    if run.job not in ("build", "deploy"):
-        raise DataError(f"{given}: is a run of '{run.job}', which makes no int8 model; give one of 'build' or 'deploy'")
-    kept = path / "artifacts" / _MODEL
-    if not kept.is_file():
-        raise DataError(
-            f"{given}: the run keeps no artifacts/{_MODEL}: it was made before builds kept their int8 model, or with an operation "
-            "that the format has no equal for; build it again, or give a .tflite file"
-        )
-    return kept, printable(path.resolve().name) or "model"
-
-
-def _load(path: Path, name: str) -> QuantizedGraph:
-    from lilliput.mcu import load_tflite
-
-    quantized = replace(load_tflite(path), name=name)
-    if len(quantized.outputs) != 1:
-        raise UnsupportedOpError(
-            f"{path}: has {len(quantized.outputs)} outputs; firmware is made of networks with one; leave the others out and convert again"
-        )
-    return quantized
 
 
 def _digest(path: Path) -> str:
@@ -370,7 +338,7 @@ def _run(
         shutil.rmtree(directory, ignore_errors=True)
         raise
     shutil.rmtree(directory / "build", ignore_errors=True)  # objects and images: anyone can make them again
-    shutil.copyfile(path, run.artifact(_MODEL))
+    shutil.copyfile(path, run.artifact(MODEL))
     return Deployed(
         quantized=quantized,
         plan=plan,
