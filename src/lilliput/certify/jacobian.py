@@ -10,9 +10,16 @@ and where g has one sign they are ``d_u g`` and ``d_l g`` themselves. For ReLU, 
 coefficients on some gradient is carried *forward* through the network, from the input's side to the outputs', where the gradient is the
 given row of outputs; the intervals [l, u] are found so themselves, last gate first.
 
+Of a smooth gate d is known to follow z, up to little (``lilliput.certify.coupling``). Two of McCormick's planes lie above d g on the
+rectangle of d and g, and two below; the mean of each two leaves
+
+    d g = d_mid g + g_mid (d - d_mid) +- (d_u - d_l) (u - l) / 4.
+
+Every bound is then the lesser of both: the lines for any d are the better ones where d's own lines are loose.
+
 Source: Shi et al. 2022 (arXiv:2210.07394), section 3: the closed form for clipped ReLU gradients. Ours differs: the same form for any gate
-with d in an interval, which does not couple d to x; all rows and domains in one batch; intervals only where a gate is undecided and the
-gradient's sign too. ``rule="constant"`` is RecurJac (Zhang et al. 2019, arXiv:1810.11783): no line where the sign is open, but constants.
+with d in an interval; all rows and domains in one batch; intervals only where a gate is undecided and the gradient's sign too, or the gate
+is smooth. ``rule="constant"`` is RecurJac (Zhang et al. 2019, arXiv:1810.11783): no line where the sign is open, but constants.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lilliput.certify.charges import ROWS, GradientCharges, dot
+from lilliput.certify.coupling import Coupling
 from lilliput.certify.interval import Interval, dual_norm, gradient_intervals, intersect, scaled
 from lilliput.certify.network import Activation, Affine, Network
 from lilliput.certify.preactivation import rows_per_chunk
@@ -102,6 +110,7 @@ def bound_jacobian(
     rule: Rule = "chord",
     within: JacobianBounds | None = None,
     tight_elements: bool = False,
+    coupling: Coupling | None = None,
 ) -> JacobianBounds:
     """Bounds of the rows and of their dual norm in each domain.
 
@@ -112,12 +121,14 @@ def bound_jacobian(
         rule: "chord", or "constant" for RecurJac.
         within: bounds that hold already (of the domain this one was split from); the result is inside them.
         tight_elements: pull back every element of the Jacobian, not just those that the norm's bound needs.
+        coupling: what smooth gates' derivatives are tied to, from ``Coupling.of``; without it they are anywhere in their range.
     """
     at_once = max(1, rows_per_chunk(network, 2 * rows.shape[1] * _LEAST_ROWS))
     parts = []
     for start in range(0, len(rows), at_once):
         some = slice(start, start + at_once)
-        part = _Chain(network, [(lower[some], upper[some]) for lower, upper in slopes], rows[some], rule)
+        of_some = [(lower[some], upper[some]) for lower, upper in slopes]
+        part = _Chain(network, of_some, rows[some], rule, None if coupling is None else coupling.take(some))
         parts.append(part.bounds(norm, None if within is None else within.take(some), tight_elements))
     return parts[0] if len(parts) == 1 else joined(parts)
 
@@ -139,12 +150,13 @@ def joined(parts: list[JacobianBounds]) -> JacobianBounds:
 
 @dataclass(frozen=True)
 class _Line:
-    """``d g`` lies within ``k_mid g + b_mid +- (k_half g_side + b_half)``; all (1, domains, rows, 1, units)."""
+    """``d g`` lies within ``k_mid g + b_mid +- (k_half g_side + b_half)``, plus ``pull (d - d_mid)``; all (1, domains, rows, 1, units)."""
 
     k_mid: Tensor
-    k_half: Tensor
+    k_half: Tensor | None
     b_mid: Tensor | None
     b_half: Tensor
+    pull: Tensor | None = None
 
     @staticmethod
     def of(slope: Interval, g: Interval, rule: Rule) -> _Line:
@@ -169,13 +181,25 @@ class _Line:
         middle, half = (above + below) / 2, (above - below) / 2
         return _Line(middle[None, :, :, None], half[None, :, :, None], b_mid, lift[None, :, :, None])
 
+    @staticmethod
+    def coupled(slope: Interval, g: Interval) -> _Line:
+        """The mean of McCormick's planes."""
+        least, greatest = slope[0][:, None], slope[1][:, None]
+        lower, upper = g
+        middle, lift = (greatest + least) / 2, (greatest - least) * (upper - lower) / 4
+        pull = (upper + lower) / 2
+        return _Line(middle[None, :, :, None], None, None, lift[None, :, :, None], pull[None, :, :, None])
+
 
 class _Chain:
     """One pass over a batch of domains; ``lines`` fills up from the last gate to the first."""
 
-    def __init__(self, network: Network, slopes: list[Interval], rows: Tensor, rule: Rule) -> None:
-        self.network, self.slopes, self.rows, self.rule = network, slopes, rows, rule
+    def __init__(
+        self, network: Network, slopes: list[Interval], rows: Tensor, rule: Rule, coupling: Coupling | None
+    ) -> None:
+        self.network, self.slopes, self.rows, self.rule, self.coupling = network, slopes, rows, rule, coupling
         self.lines: dict[int, _Line | None] = {}
+        self.coupled: dict[int, _Line] = {}
         self.weights: dict[int, Tensor] = {}
         self.charges = GradientCharges(network, rows) if network.rigorous else None
         self.last_reader = {
@@ -192,7 +216,11 @@ class _Chain:
                 g = intersect(g, within.behind[step.index])
             least, greatest = self.slopes[step.index]
             is_open = (least < greatest) if self.rule == "chord" else ((least != 0) | (greatest != 0))
-            g = self._pulled_back(step.name, g, (g[0] < 0) & (g[1] > 0) & is_open[:, None])
+            is_coupled = self.coupling is not None and step.index in self.coupling.derivatives
+            matters = g[0] < g[1] if is_coupled else (g[0] < 0) & (g[1] > 0)
+            g = self._pulled_back(step.name, g, matters & is_open[:, None])
+            if is_coupled:
+                self.coupled[step.index] = _Line.coupled((least, greatest), g)
             is_decided = self.rule == "chord" and not bool((least < greatest).any())
             self.lines[step.index] = None if is_decided else _Line.of((least, greatest), g, self.rule)
             return g
@@ -231,7 +259,7 @@ class _Chain:
     def _carried(self, coefficients: Tensor, intercept: Tensor, most: Tensor) -> Tensor:
         """Upper bound of one row of coefficients on the Jacobian for each (domain, row), and of the sum of intercepts up to ``most``."""
         start = coefficients[None, :, :, None]
-        value = self._carry(self.network.input, start, both_sides=False, keep_weights=True)[0, :, :, 0]
+        value = self._most(self.network.input, start, both_sides=False, keep_weights=True)[0, :, :, 0]
         value = value + intercept.sum(-1)
         return value if self.charges is None else self.charges.with_sum(value, most)
 
@@ -244,21 +272,30 @@ class _Chain:
         for some in elements.split(rows_per_chunk(self.network, 2 * wanted.shape[0] * wanted.shape[1])):
             unit = g[0].new_zeros((1, 1, 1, len(some), g[0].shape[-1]))
             unit[0, 0, 0, torch.arange(len(some), device=unit.device), some] = 1.0
-            most = self._carry(name, unit, both_sides=True)
+            most = self._most(name, unit, both_sides=True)
             cut = intersect((g[0][..., some], g[1][..., some]), (-most[1], most[0]))
             lower[..., some] = torch.where(wanted[..., some], cut[0], g[0][..., some])
             upper[..., some] = torch.where(wanted[..., some], cut[1], g[1][..., some])
         return lower, upper
 
-    def _carry(self, name: str, start: Tensor, both_sides: bool, keep_weights: bool = False) -> Tensor:
+    def _most(self, name: str, start: Tensor, both_sides: bool, keep_weights: bool = False) -> Tensor:
         """Upper bounds of rows of coefficients on a value's gradient, and of their negatives: (sides, domains, rows, specs).
 
         Args:
             start: (1, domains or 1, rows or 1, specs, elements); axes of 1 stay so until a gate tells domains or rows apart.
         """
+        most = self._carry(name, start, {}, both_sides, keep_weights)
+        if self.coupled:
+            most = torch.minimum(most, self._carry(name, start, self.coupled, both_sides))
+        return most
+
+    def _carry(
+        self, name: str, start: Tensor, coupled: dict[int, _Line], both_sides: bool, keep_weights: bool = False
+    ) -> Tensor:
         coefficients = {name: start}
         bias: Tensor | float = 0.0
         slack: Tensor | float = 0.0
+        on_inputs: dict[int, Tensor] = {}
         for index, step in enumerate(self.network.steps):
             if isinstance(step, Activation):
                 B = (
@@ -271,11 +308,15 @@ class _Chain:
                 if keep_weights:
                     self.weights[step.index] = B[0, :, :, 0].abs()
                 slack = slack + self._charge(step.name, B)
-                line = self.lines[step.index]
+                line = coupled.get(step.index, self.lines[step.index])
                 if line is None:
                     B = B * self.slopes[step.index][0][None, :, None, None]
                 else:
                     B = torch.cat([B, -B]) if both_sides and len(B) == 1 else B
+                    if line.pull is not None:
+                        assert self.coupling is not None
+                        on_inputs[step.index], more = self.coupling.on_input(step.index, B * line.pull)
+                        bias = bias + more
                     B, more = _relaxed(B, line)
                     bias = bias + more
                 coefficients[step.name] = B
@@ -284,6 +325,9 @@ class _Chain:
         B = coefficients.get(self.network.output)
         if B is None:
             return self.rows.new_zeros((1 + both_sides, *self.rows.shape[:2], start.shape[3]))
+        if on_inputs:
+            assert self.coupling is not None
+            bias = bias + self.coupling.most(on_inputs)
         value = dot(B, self.rows[None, :, :, None])
         if both_sides and len(value) == 1:
             value = torch.cat([value, -value])
@@ -326,4 +370,4 @@ def _relaxed(B: Tensor, line: _Line) -> tuple[Tensor, Tensor]:
     bias = dot(size, line.b_half)
     if line.b_mid is not None:
         bias = bias + dot(B, line.b_mid)
-    return torch.addcmul(B * line.k_mid, size, line.k_half), bias
+    return (B * line.k_mid if line.k_half is None else torch.addcmul(B * line.k_mid, size, line.k_half)), bias

@@ -72,6 +72,10 @@ class Lines:
     above_k: Tensor
     above_b: Tensor
 
+    def take(self, domains: Tensor | slice) -> Lines:
+        """Some of the domains."""
+        return Lines(self.below_k[domains], self.below_b[domains], self.above_k[domains], self.above_b[domains])
+
 
 def rows_per_chunk(network: Network, copies: int, budget_bytes: int | None = None) -> int:
     """How many rows fit the budget, each held ``copies`` times at the widest value, with four temporaries."""
