@@ -39,12 +39,15 @@ from lilliput.certify.network import Activation, Affine, Network
 from lilliput.certify.preactivation import rows_per_chunk
 from lilliput.certify.region import DUAL, Norm
 from lilliput.certify.rounding import up
+from lilliput.certify.zonotope import GradientZonotope, is_affordable, symbol_bytes
 
-Rule = Literal["chord", "constant"]
+Rule = Literal["chord", "constant", "zonotope"]
 _HAIR = 4096
 """Of the last place: a gradient whose rarer sign is less than that is of one sign but for rounding, and keeps RecurJac's line."""
 _LEAST_ROWS = 16
 """Domains are taken few enough that at least this many rows of coefficients fit one chunk."""
+_LITTLE_BYTES = 1024**2
+"""Of the coefficients of all rows to be pulled back: below it they are pulled back at once."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def bound_jacobian(
         slopes: range of each gate's derivative, (domains, units) each; from ``Preactivations.slopes``, fixed gates included.
         rows: combinations of the outputs whose gradient is bounded; each domain has its own.
         norm: of the input's perturbation; its dual bounds the row.
-        rule: "chord", or "constant" for RecurJac.
+        rule: "chord"; "constant" for RecurJac; or "zonotope" for chords over intervals from a zonotope, without pulling back.
         within: bounds that hold already (of the domain this one was split from); the result is inside them.
         tight_elements: pull back every element of the Jacobian, not just those that the norm's bound needs.
         coupling: what smooth gates' derivatives are tied to, from ``Coupling.of``; without it they are anywhere in their range.
@@ -163,9 +166,9 @@ class _Line:
         least, greatest = slope[0][:, None], slope[1][:, None]
         lower, upper = g
         beyond = torch.minimum(-lower, upper)  # how far g may have its rarer sign
-        is_mixed = beyond > (0 if rule == "chord" else _HAIR * torch.finfo(lower.dtype).eps * (upper - lower))
+        is_mixed = beyond > (0 if rule != "constant" else _HAIR * torch.finfo(lower.dtype).eps * (upper - lower))
         width = torch.where(is_mixed, upper - lower, 1.0)
-        if rule == "chord":
+        if rule != "constant":
             above = (greatest * upper - least * lower) / width
             below = (least * upper - greatest * lower) / width
             lift = torch.where(is_mixed, -lower * (upper / width) * (greatest - least), 0.0)
@@ -202,11 +205,8 @@ class _Chain:
         self.coupled: dict[int, _Line] = {}
         self.weights: dict[int, Tensor] = {}
         self.charges = GradientCharges(network, rows) if network.rigorous else None
-        self.last_reader = {
-            name: index
-            for index, step in enumerate(network.steps)
-            for name in ([step.source] if isinstance(step, Activation) else [name for name, _ in step.terms])
-        }
+        self.behind: list[Interval | None] = [None] * len(network.gates)
+        self.zonotope = GradientZonotope(network, slopes, rows)
 
     def bounds(self, norm: Norm, within: JacobianBounds | None, tight_elements: bool) -> JacobianBounds:
         """Everything, in the order that each part needs the one before."""
@@ -215,13 +215,13 @@ class _Chain:
             if within is not None:
                 g = intersect(g, within.behind[step.index])
             least, greatest = self.slopes[step.index]
-            is_open = (least < greatest) if self.rule == "chord" else ((least != 0) | (greatest != 0))
+            is_open = ((least != 0) | (greatest != 0)) if self.rule == "constant" else (least < greatest)
             is_coupled = self.coupling is not None and step.index in self.coupling.derivatives
-            matters = g[0] < g[1] if is_coupled else (g[0] < 0) & (g[1] > 0)
-            g = self._pulled_back(step.name, g, matters & is_open[:, None])
+            g = self._tightened(step.name, g, is_open[:, None].expand_as(g[0]), even_of_one_sign=is_coupled)
+            self.behind[step.index] = g
             if is_coupled:
                 self.coupled[step.index] = _Line.coupled((least, greatest), g)
-            is_decided = self.rule == "chord" and not bool((least < greatest).any())
+            is_decided = self.rule != "constant" and not bool((least < greatest).any())
             self.lines[step.index] = None if is_decided else _Line.of((least, greatest), g, self.rule)
             return g
 
@@ -229,10 +229,9 @@ class _Chain:
         if within is not None:
             x = intersect(x, within.jacobian)
         if any(bool((least < greatest).any()) for least, greatest in self.slopes):
-            wanted = torch.full_like(x[0], True, dtype=torch.bool)
-            if norm == "inf" and not tight_elements:  # elements of one sign enter the sum as they are
-                wanted = (x[0] < 0) & (x[1] > 0)
-            x = self._pulled_back(self.network.input, x, wanted)
+            everything = torch.full_like(x[0], True, dtype=torch.bool)
+            # Elements of one sign enter the sum of l_1 as they are.
+            x = self._tightened(self.network.input, x, everything, even_of_one_sign=norm != "inf" or tight_elements)
         bound = self._norm(norm, x)
         if within is not None:
             bound = torch.minimum(bound, within.norm)
@@ -263,8 +262,31 @@ class _Chain:
         value = value + intercept.sum(-1)
         return value if self.charges is None else self.charges.with_sum(value, most)
 
+    def _tightened(self, name: str, g: Interval, matters: Tensor, even_of_one_sign: bool) -> Interval:
+        """The interval of a value's gradient, cut at those elements that matter, and only if their sign is open unless told."""
+
+        def wanted(g: Interval) -> Tensor:
+            return matters & (g[0] < g[1]) if even_of_one_sign else matters & (g[0] < 0) & (g[1] > 0)
+
+        if self.rule == "zonotope" or (self.rule == "chord" and not even_of_one_sign and self.charges is None):
+            g = self._cut_by_zonotope(name, g, matters if self.rule == "zonotope" else wanted(g))
+        return g if self.rule == "zonotope" else self._pulled_back(name, g, wanted(g))
+
+    def _cut_by_zonotope(self, name: str, g: Interval, asked: Tensor) -> Interval:
+        """Signs at a pass for each undecided gate. Never tighter than chords, so for those it is only a way to have less to pull back."""
+        elements = asked.any(1).any(0).nonzero().squeeze(1)
+        symbols = sum(int((least < greatest).sum(1).max()) for least, greatest in self.slopes)
+        rows = 2 * asked.shape[1] * len(elements)
+        is_little = symbol_bytes(self.network, rows) * len(asked) < _LITTLE_BYTES or rows <= symbols
+        if not is_affordable(self.network, symbols) or (self.rule == "chord" and is_little):
+            return g
+        found = intersect(
+            (g[0][..., elements], g[1][..., elements]), self.zonotope.interval(name, elements, self.behind)
+        )
+        return g[0].index_copy(2, elements, found[0]), g[1].index_copy(2, elements, found[1])
+
     def _pulled_back(self, name: str, g: Interval, wanted: Tensor) -> Interval:
-        """The interval of a value's gradient, cut at the wanted elements by carrying each of them forward."""
+        """The interval cut at the wanted elements by carrying each of them forward."""
         elements = wanted.any(1).any(0).nonzero().squeeze(1)
         if not len(elements):
             return g
@@ -300,7 +322,7 @@ class _Chain:
             if isinstance(step, Activation):
                 B = (
                     coefficients.pop(step.source, None)
-                    if self.last_reader[step.source] == index
+                    if self.network.last_reader[step.source] == index
                     else coefficients.get(step.source)
                 )
                 if B is None:
@@ -354,7 +376,7 @@ class _Chain:
                 total, moved = _two_sided(total), _two_sided(moved)
             total = moved if total is None else total + moved
         for name, _ in step.terms:
-            if self.last_reader[name] == index:
+            if self.network.last_reader[name] == index:
                 coefficients.pop(name, None)
         if total is not None:
             coefficients[step.name] = total

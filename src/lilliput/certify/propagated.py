@@ -19,7 +19,8 @@ def propagated(rule: Rule) -> Callable[[Problem], Answer]:
     """The method of that rule."""
 
     def method(problem: Problem) -> Answer:
-        return answer_from(problem, preactivations(problem.network, problem.region), rule)[0]
+        masks = preactivations(problem.network, problem.region, method="zonotope" if rule == "zonotope" else "crown")
+        return answer_from(problem, masks, rule)[0]
 
     return method
 
