@@ -47,7 +47,7 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
     "bab": bab,
     "exact": exact,
 }
-"""Name to function, loosest first."""
+"""Name to function, loosest first; of recurjac and zonotope either may be."""
 
 UNCOUNTED: dict[str, str] = {
     "zonotope": "its symbols are carried in floating point, and what rounding adds to them is not charged",

@@ -67,7 +67,7 @@ class BuildConfig:
     emulate: int = 400
     """Most test images to run on the emulated chip; all of them run natively."""
     certify: int = 16
-    """Most test images of which to certify a radius, in at most about 45 seconds; 0 for none."""
+    """Most test images of which to certify a radius, in at most about 45 CPU-seconds; 0 for none."""
     seed: int = 0
     """Of the split, the weights and the training order."""
     resume: bool = False
