@@ -44,6 +44,16 @@ def test_lines_and_slopes_hold_on_a_fine_grid(module):
     assert (value <= top + TOLERANCE).all()
 
 
+@pytest.mark.parametrize("module", [each for each in GATES if gate_of(each).derivative], ids=str)
+def test_lines_around_the_derivative_hold_on_a_fine_grid(module):
+    (low, high), derivative = intervals(), gate_of(module).derivative
+    z = (low + (high - low) * torch.linspace(0, 1, 401, dtype=torch.float64)[:, None]).requires_grad_()
+    (slope,) = torch.autograd.grad(module(z).sum(), z)
+    below_k, below_b, above_k, above_b = derivative.lines(low, high)
+    assert (below_k * z + below_b <= slope + TOLERANCE).all()
+    assert (above_k * z + above_b >= slope - TOLERANCE).all()
+
+
 @pytest.mark.parametrize("module", GATES, ids=str)
 def test_lines_touch_the_gate_and_meet_on_a_point(module):
     gate, (low, high) = gate_of(module), intervals()

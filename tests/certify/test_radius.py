@@ -136,7 +136,7 @@ def test_time_is_shared_out_among_batches_of_centres_and_their_constants(monkeyp
     assert set(seen) == {30.0}  # never more than one constant may take
     seen.clear()
     monkeypatch.setattr(radius_module, "time", clock(1e-9))
-    certified_radius(model, x, 0, method="bab", time_limit=30, total_time_limit=48)
+    certified_radius(model, x, 0, method="bab", time_limit=30, total_time_limit=32)
     assert (seen[0], seen[-1]) == (pytest.approx(1.0), pytest.approx(2.0))  # what the first batch left, the second gets
     seen.clear()
     certified_radius(model, x, 0, method="bab", time_limit=30)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lilliput.certify.coupling import Coupling
 from lilliput.certify.halfspace import HalfSpaces
 from lilliput.certify.interval import intersect
 from lilliput.certify.jacobian import JacobianBounds, bound_jacobian, joined
@@ -176,7 +177,10 @@ def bounded(network: Network, children: Domains, rows: Tensor) -> tuple[Domains,
     left = (~empty).nonzero().squeeze(1)
     children, masks = children.take(left), masks.take(left)
     slopes = masks.slopes(network)
-    bounds = bound_jacobian(network, slopes, rows[children.rows][:, None], region.norm, within=children.bounds)
+    bounds = bound_jacobian(
+        network, slopes, rows[children.rows][:, None], region.norm, within=children.bounds,
+        coupling=Coupling.of(network, children.region, masks),
+    )  # fmt: skip
     return replace(children, masks=masks, bounds=bounds), left
 
 

@@ -19,9 +19,8 @@ from torch import Tensor
 from lilliput.graph import Node, Op
 
 Number = float | Tensor
-_BISECTIONS = (
-    60  # halves an interval to nothing in float64; an error e in the place is an error of about e^2 in the value
-)
+_BISECTIONS = 30
+"""An error e in the place of an extreme is an error of about e^2 in its value: (2^-30)^2 is below float64's own."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,10 @@ class Gate:
     steepest: float
     """The largest |s'| anywhere."""
     is_piecewise_linear: bool = False
+    derivative: Gate | None = None
+    """The derivative as a function to draw lines around; none where it only jumps, for then it is no better than its range."""
+    jumps: tuple[Knot, ...] = ()
+    """Where the value itself jumps, with its limits: only derivatives do."""
 
     def slope_range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Least and greatest Clarke derivative over [lower, upper]; at a kink both sides count."""
@@ -64,6 +67,11 @@ class Gate:
             ends = [lower, *points[2:], upper]
             points += [self._turn(k, a, b) for a, b in pairwise(ends)]
         values = [self.value(z) - k * z for z in points]
+        for jump in self.jumps:
+            inside, z = (lower <= jump.at) & (jump.at <= upper), self._clamp(jump.at, lower, upper)
+            for limit in (jump.left, jump.right):
+                each = torch.as_tensor(limit, dtype=lower.dtype, device=lower.device)
+                values.append(torch.where(inside, each, self.value(z)) - k * z)
         least = greatest = values[0]
         for each in values[1:]:
             least, greatest = torch.minimum(least, each), torch.maximum(greatest, each)
@@ -145,23 +153,64 @@ def hard_sigmoid() -> Gate:
     return _piecewise_linear(F.hardsigmoid, (Knot(-3.0, 0.0, 1 / 6), Knot(3.0, 1 / 6, 0.0)), 1 / 6)
 
 
+def _smooth(
+    value: Callable[[Tensor], Tensor],
+    slope: Callable[[Tensor], Tensor],
+    knots: tuple[Knot, ...],
+    steepest: float,
+    curvature: Callable[[Tensor], Tensor],
+    bends: tuple[float | Knot, ...],
+) -> Gate:
+    """A gate whose derivative moves; ``bends`` are the derivative's own knots, where the second derivative jumps or turns."""
+    of_slope = tuple(each if isinstance(each, Knot) else _turning(curvature, each) for each in bends)
+    greatest = max(abs(float(limit)) for knot in of_slope for limit in (knot.left, knot.right))
+    jumps = tuple(knot for knot in knots if knot.left != knot.right)
+    return Gate(value, slope, knots, steepest, derivative=Gate(slope, curvature, of_slope, greatest, jumps=jumps))
+
+
+def _turning(derivative: Callable[[Tensor], Tensor], at: float) -> Knot:
+    limit = float(derivative(torch.tensor(at, dtype=torch.float64)))
+    return Knot(at, limit, limit)
+
+
 def hard_swish() -> Gate:
     """Z * hard_sigmoid(z): a parabola between -3 and 3."""
 
     def slope(z: Tensor) -> Tensor:
         return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, (2 * z + 3) / 6))
 
-    return Gate(F.hardswish, slope, (Knot(-3.0, 0.0, -0.5), Knot(3.0, 1.5, 1.0)), 1.5)
+    def curvature(z: Tensor) -> Tensor:
+        return torch.where(z.abs() < 3, 1 / 3, 0.0).to(z)
+
+    bends = (Knot(-3.0, 0.0, 1 / 3), Knot(3.0, 1 / 3, 0.0))
+    return _smooth(F.hardswish, slope, (Knot(-3.0, 0.0, -0.5), Knot(3.0, 1.5, 1.0)), 1.5, curvature, bends)
 
 
 def tanh() -> Gate:
     """Hyperbolic tangent."""
-    return Gate(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, (Knot(0.0, 1.0, 1.0),), 1.0)
+
+    def slope(z: Tensor) -> Tensor:
+        return 1 - torch.tanh(z) ** 2
+
+    turn = math.atanh(1 / math.sqrt(3))
+    return _smooth(
+        torch.tanh, slope, (Knot(0.0, 1.0, 1.0),), 1.0, lambda z: -2 * torch.tanh(z) * slope(z), (-turn, turn)
+    )
 
 
 def sigmoid() -> Gate:
     """1 / (1 + exp(-z))."""
-    return Gate(torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), (Knot(0.0, 0.25, 0.25),), 0.25)
+    turn = math.log(2 + math.sqrt(3))
+    return _smooth(torch.sigmoid, _bell, (Knot(0.0, 0.25, 0.25),), 0.25, _bell_slope, (-turn, turn))
+
+
+def _bell(z: Tensor) -> Tensor:
+    """Derivative of the sigmoid."""
+    return torch.sigmoid(z) * torch.sigmoid(-z)
+
+
+def _bell_slope(z: Tensor) -> Tensor:
+    return -_bell(z) * torch.tanh(z / 2)
 
 
 def softplus(beta: float, threshold: float) -> Gate:
@@ -170,7 +219,14 @@ def softplus(beta: float, threshold: float) -> Gate:
     def slope(z: Tensor) -> Tensor:
         return torch.where(beta * z > threshold, 1.0, torch.sigmoid(beta * z))
 
-    return Gate(lambda z: F.softplus(z, beta, threshold), slope, (Knot(threshold / beta, 1.0, 1.0),), 1.0)
+    def curvature(z: Tensor) -> Tensor:
+        return torch.where(beta * z > threshold, 0.0, beta * _bell(beta * z))
+
+    end = torch.tensor(threshold, dtype=torch.float64)
+    knots = (Knot(threshold / beta, float(torch.sigmoid(end)), 1.0),)
+    last = Knot(threshold / beta, beta * float(_bell(end)), 0.0)
+    bends = (0.0, last) if threshold > 0 else (last,)
+    return _smooth(lambda z: F.softplus(z, beta, threshold), slope, knots, 1.0, curvature, bends)
 
 
 def elu(alpha: float) -> Gate:
@@ -179,13 +235,24 @@ def elu(alpha: float) -> Gate:
     def slope(z: Tensor) -> Tensor:
         return torch.where(z > 0, 1.0, alpha * torch.exp(z.clamp(max=0)))
 
-    return Gate(lambda z: F.elu(z, alpha), slope, (Knot(0.0, alpha, 1.0),), max(1.0, abs(alpha)))
+    def curvature(z: Tensor) -> Tensor:
+        return torch.where(z > 0, 0.0, alpha * torch.exp(z.clamp(max=0)))
+
+    knots, bends = (Knot(0.0, alpha, 1.0),), (Knot(0.0, alpha, 0.0),)
+    return _smooth(lambda z: F.elu(z, alpha), slope, knots, max(1.0, abs(alpha)), curvature, bends)
 
 
-def _smooth_with_two_turns(value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], turn: float) -> Gate:
-    """A gate that tends to 0 and to z, with s'(z) + s'(-z) = 1 and the slope extreme at -turn and turn."""
+def _smooth_with_two_turns(
+    value: Callable[[Tensor], Tensor],
+    slope: Callable[[Tensor], Tensor],
+    turn: float,
+    curvature: Callable[[Tensor], Tensor],
+    bend: float,
+) -> Gate:
+    """A gate that tends to 0 and to z, with s'(z) + s'(-z) = 1; the slope is extreme at +-turn, the curvature at 0 and +-bend."""
     most = float(slope(torch.tensor(turn, dtype=torch.float64)))
-    return Gate(value, slope, (Knot(-turn, 1 - most, 1 - most), Knot(turn, most, most)), most)
+    knots = (Knot(-turn, 1 - most, 1 - most), Knot(turn, most, most))
+    return _smooth(value, slope, knots, most, curvature, (-bend, 0.0, bend))
 
 
 def silu() -> Gate:
@@ -195,30 +262,43 @@ def silu() -> Gate:
         s = torch.sigmoid(z)
         return s * (1 + z * torch.sigmoid(-z))
 
-    return _smooth_with_two_turns(F.silu, slope, 2.399357280520841)  # root of 2 = z tanh(z / 2)
+    def curvature(z: Tensor) -> Tensor:
+        return _bell(z) * (2 - z * torch.tanh(z / 2))
+
+    turn = 2.399357280520841  # root of 2 = z tanh(z / 2)
+    return _smooth_with_two_turns(F.silu, slope, turn, curvature, _turn_of(lambda z: -curvature(z), turn, 6.0))
 
 
 def gelu() -> Gate:
     """Z times the normal distribution function."""
 
-    def slope(z: Tensor) -> Tensor:
-        return torch.special.ndtr(z) + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    def density(z: Tensor) -> Tensor:
+        return torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
-    return _smooth_with_two_turns(F.gelu, slope, math.sqrt(2))
+    def slope(z: Tensor) -> Tensor:
+        return torch.special.ndtr(z) + z * density(z)
+
+    return _smooth_with_two_turns(F.gelu, slope, math.sqrt(2), lambda z: (2 - z * z) * density(z), 2.0)
 
 
 def gelu_tanh() -> Gate:
     """The tanh approximation of GELU."""
     a, b = math.sqrt(2 / math.pi), 0.044715
 
+    def value(z: Tensor) -> Tensor:
+        return F.gelu(z, approximate="tanh")
+
     def slope(z: Tensor) -> Tensor:
         t = torch.tanh(a * (z + b * z**3))
         return (1 + t) / 2 + z / 2 * (1 - t * t) * a * (1 + 3 * b * z * z)
 
-    def value(z: Tensor) -> Tensor:
-        return F.gelu(z, approximate="tanh")
+    def curvature(z: Tensor) -> Tensor:
+        # With p the tanh's argument: s = z (1 + t) / 2, so s'' = (1 - t^2) (p' + z p'' / 2 - z t p'^2).
+        t, p1, p2 = torch.tanh(a * (z + b * z**3)), a * (1 + 3 * b * z * z), 6 * a * b * z
+        return (1 - t * t) * (p1 + z * p2 / 2 - z * t * p1 * p1)
 
-    return _smooth_with_two_turns(value, slope, _turn_of(slope, 1.0, 2.0))
+    turn = _turn_of(slope, 1.0, 2.0)
+    return _smooth_with_two_turns(value, slope, turn, curvature, _turn_of(lambda z: -curvature(z), turn, 3.0))
 
 
 def _turn_of(slope: Callable[[Tensor], Tensor], low: float, high: float) -> float:

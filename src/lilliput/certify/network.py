@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 import torch
@@ -90,6 +91,15 @@ class Network:
     def terms(self) -> int:
         """Number of linear maps and gates."""
         return sum(len(step.terms) if isinstance(step, Affine) else 1 for step in self.steps)
+
+    @cached_property
+    def last_reader(self) -> dict[str, int]:
+        """Position of the last step that reads a value; of a value that none reads, beyond them all."""
+        last = dict.fromkeys(self.shapes, len(self.steps))
+        for index, step in enumerate(self.steps):
+            for name in [step.source] if isinstance(step, Activation) else [name for name, _ in step.terms]:
+                last[name] = index
+        return last
 
     def units(self, gate: int) -> int:
         """Number of elements of a gate."""
@@ -255,6 +265,20 @@ def _batch_norm(low: Lowering, node: Node) -> None:
     shift = affine[1] if len(affine) > 1 else torch.zeros_like(mean)
     bias, folded = shift - mean * factor, shift.abs() + (mean * factor).abs()
     aligned = (-1, *(1,) * (len(low.shape(node.name)) - 1))
+    before = low.steps[-1] if low.steps else None
+    is_only_reader = sum(each.inputs.count(node.inputs[0]) for each in low.graph.nodes) == 1
+    if isinstance(before, Affine) and before.name == node.inputs[0] and is_only_reader:
+        source, linear = before.terms[0]
+        # One step, and no pass over memory for the scale.
+        scaled = linear.scaled(factor) if isinstance(linear, Convolution) else None
+        if scaled is not None:
+            bias, folded = bias.reshape(aligned), folded.reshape(aligned)
+            if before.bias is not None:
+                old = before.bias.squeeze(0) * factor.reshape(aligned)
+                bias, folded = old + bias, old.abs() + folded
+            low.steps.pop()
+            low.affine(node.name, [(source, scaled)], bias, folded)
+            return
     scale = Scale(factor.reshape(aligned), low.shape(node.inputs[0]))
     low.affine(node.name, [(node.inputs[0], scale)], bias.reshape(aligned), folded.reshape(aligned))
 

@@ -2,10 +2,11 @@
 
 A row ``a . z`` is pulled back step by step; at a gate, a positive coefficient takes the line above it and a negative one the line below,
 until only the input is left, where the greatest value is known in closed form. Lower bounds are upper bounds of ``-a . z``: coefficients
-carry a leading axis of two *sides*, the row and its negative, once they differ.
+carry a leading axis of two *sides*, the row and its negative, once they differ. Where interval arithmetic leaves more units undecided than
+a zonotope has symbols, the zonotope decides most of them first (``lilliput.certify.zonotope``).
 
-Source: Zhang et al. 2018 (arXiv:1811.00866), section 3. Ours differs: rows, domains and centres in one batch; only units that interval
-arithmetic leaves undecided are pulled back; lines for any gate (see ``lilliput.certify.gate``).
+Source: Zhang et al. 2018 (arXiv:1811.00866), section 3. Ours differs: rows, domains and centres in one batch; only units that are still
+undecided are pulled back; lines for any gate (see ``lilliput.certify.gate``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lilliput.certify.charges import ValueCharges
 from lilliput.certify.interval import Interval, affine_interval, intersect
 from lilliput.certify.network import Activation, Network
 from lilliput.certify.region import Region
+from lilliput.certify.zonotope import Zonotopes, is_affordable
 
 MEMORY_BUDGET_BYTES = 32 * 1024**2
 """Coefficients are propagated in chunks of rows so that the temporaries of one chunk stay about below this.
@@ -72,6 +74,10 @@ class Lines:
     above_k: Tensor
     above_b: Tensor
 
+    def take(self, domains: Tensor | slice) -> Lines:
+        """Some of the domains."""
+        return Lines(self.below_k[domains], self.below_b[domains], self.above_k[domains], self.above_b[domains])
+
 
 def rows_per_chunk(network: Network, copies: int, budget_bytes: int | None = None) -> int:
     """How many rows fit the budget, each held ``copies`` times at the widest value, with four temporaries."""
@@ -92,7 +98,7 @@ def preactivations(
     Args:
         within: bounds that are known to hold already (for a split domain, its signs); the result is inside them, and they
             tighten what comes after.
-        method: "crown", or "ibp" for interval arithmetic alone.
+        method: "crown"; "zonotope", or "ibp" for interval arithmetic, alone.
         lower_slopes: for some gates, slopes of the line below, (domains, units); any value is sound.
     """
     shape = network.shapes[network.input]
@@ -102,6 +108,7 @@ def preactivations(
     upper: list[Tensor] = []
     lines: dict[int, Lines] = {}
     charges = ValueCharges(network, region) if network.rigorous else None
+    zonotopes, symbols = Zonotopes(network, region), network.inputs
     for step in network.steps:
         if not isinstance(step, Activation):
             values[step.name] = affine_interval(step, values, charges)
@@ -109,9 +116,14 @@ def preactivations(
         z = (values[step.source][0].reshape(domains, -1), values[step.source][1].reshape(domains, -1))
         if within is not None:
             z = intersect(z, (within.lower[step.index], within.upper[step.index]))
+        if method != "ibp" and lines and charges is None and is_affordable(network, symbols):
+            undecided = int(_is_undecided(step, z).any(0).sum())
+            if method == "zonotope" or undecided > symbols:
+                z = intersect(z, zonotopes.interval(step, lower, upper))
         # Before the first gate intervals are as good, unless half-spaces cut the box.
         if method == "crown" and (lines or region.cuts is not None):
             z = _pulled_back(network, region, step, z, lines, charges)
+        symbols += int(_is_undecided(step, z).sum(1).max())
         lower.append(z[0])
         upper.append(z[1])
         chosen = lower_slopes.get(step.index) if lower_slopes is not None else None
@@ -125,6 +137,11 @@ def preactivations(
     return Preactivations(tuple(lower), tuple(upper))
 
 
+def _is_undecided(step: Activation, z: Interval) -> Tensor:
+    least, greatest = step.gate.slope_range(*z)
+    return least < greatest
+
+
 def _pulled_back(
     network: Network,
     region: Region,
@@ -134,8 +151,7 @@ def _pulled_back(
     charges: ValueCharges | None,
 ) -> Interval:
     """The interval cut by CROWN at the units whose gate it leaves undecided in some domain."""
-    least, greatest = step.gate.slope_range(*z)
-    undecided = least < greatest
+    undecided = _is_undecided(step, z)
     units = undecided.any(0).nonzero().squeeze(1)
     if not len(units):
         return z

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lilliput.certify.coupling import Coupling
 from lilliput.certify.interval import Interval
 from lilliput.certify.jacobian import JacobianBounds, Rule, bound_jacobian
 from lilliput.certify.preactivation import Preactivations, preactivations
@@ -18,7 +19,8 @@ def propagated(rule: Rule) -> Callable[[Problem], Answer]:
     """The method of that rule."""
 
     def method(problem: Problem) -> Answer:
-        return answer_from(problem, preactivations(problem.network, problem.region), rule)[0]
+        masks = preactivations(problem.network, problem.region, method="zonotope" if rule == "zonotope" else "crown")
+        return answer_from(problem, masks, rule)[0]
 
     return method
 
@@ -29,10 +31,13 @@ def answer_from(
     """The answer that bounds of the gates' inputs give, and the bounds of the Jacobian that it is made of."""
     network, rows, norm = problem.network, problem.rows, problem.region.norm
     slopes = masks.slopes(network)
-    bounds = bound_jacobian(network, slopes, rows, norm, rule=rule, within=within)
+    coupling = Coupling.of(network, problem.region, masks) if rule == "chord" else None
+    bounds = bound_jacobian(network, slopes, rows, norm, rule=rule, within=within, coupling=coupling)
 
     def jacobian() -> Interval:
-        return bound_jacobian(network, slopes, rows, norm, rule=rule, within=bounds, tight_elements=True).jacobian
+        return bound_jacobian(
+            network, slopes, rows, norm, rule=rule, within=bounds, tight_elements=True, coupling=coupling
+        ).jacobian
 
     return Answer(no_more_than_product(problem, bounds.norm), jacobian), bounds
 

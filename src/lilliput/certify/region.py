@@ -55,15 +55,22 @@ class Region:
 
     def most(self, A: Tensor) -> Tensor:
         """Greatest ``a . x`` over each domain's region, for rows A (sides, domains, rows, inputs): (sides, domains, rows)."""
+        most = self.range(A)[1]
+        if self.cuts is None:
+            return most
+        middle, radius = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
+        return torch.minimum(most, self.cuts.most(A, middle, radius))
+
+    def range(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest, without regard to half-spaces."""
         middle, radius = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
         size = A.abs()
-        box = (A @ middle[:, :, None] + size @ radius[:, :, None]).squeeze(-1)
-        if self.cuts is not None:
-            box = torch.minimum(box, self.cuts.most(A, middle, radius))
+        at, by = (A @ middle[:, :, None]).squeeze(-1), (size @ radius[:, :, None]).squeeze(-1)
         if self.norm == "inf":
-            return box
+            return at - by, at + by
         dual = size.amax(-1) if self.norm == "1" else torch.linalg.vector_norm(A, dim=-1)
-        return torch.minimum(box, (A @ self.centre[:, :, None]).squeeze(-1) + self.eps * dual)
+        centre, far = (A @ self.centre[:, :, None]).squeeze(-1), self.eps * dual
+        return torch.maximum(at - by, centre - far), torch.minimum(at + by, centre + far)
 
     def draw(self, points: int, generator: torch.Generator) -> Float[Tensor, "points domains inputs"]:
         """Points of each region, a third of them at corners of the box or the ball; always inside.

@@ -66,8 +66,8 @@ class BuildConfig:
     """auto, gcc-qemu, or zig-unicorn (no root needed); the receipt names what was used."""
     emulate: int = 400
     """Most test images to run on the emulated chip; all of them run natively."""
-    certify: int = 64
-    """Most test images of which to certify a radius, in at most about 4 seconds; 0 for none."""
+    certify: int = 16
+    """Most test images of which to certify a radius, in at most about 45 CPU-seconds; 0 for none."""
     seed: int = 0
     """Of the split, the weights and the training order."""
     resume: bool = False
