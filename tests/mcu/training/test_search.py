@@ -60,11 +60,11 @@ def random_plan(graph, rng):
 @pytest.mark.parametrize(
     ("make", "plans", "master"),
     [
-        (eight_layers, 20, "int16"),
-        (eight_layers, 10, "int8"),
-        (lambda: quantized("mobile"), 10, "int16"),
-        (lambda: quantized("residual"), 10, "int16"),
-        (lambda: published("mbv2-w0.35", 48, 4, 0), 2, "int16"),
+        (eight_layers, 10, "int16"),
+        (eight_layers, 5, "int8"),
+        (lambda: quantized("mobile"), 5, "int16"),
+        (lambda: quantized("residual"), 5, "int16"),
+        (lambda: published("mbv2-w0.35", 48, 4, 0), 1, "int16"),
     ],
     ids=["eight", "eight-int8", "mobile", "residual", "mbv2"],
 )
@@ -82,14 +82,14 @@ def test_lower_bounds_never_exceed_what_is_placed(make, plans, master):
         assert least[FLASH] <= report.flash_bytes
         assert least[PREFIX:].max() <= report.sram_bytes
         tightness.append(least[PREFIX:].max() / report.sram_bytes)
-    assert np.mean(tightness) > 0.97
+    assert np.mean(tightness) > 0.95
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_plan_is_the_best_of_all_by_brute_force_with_the_real_planner(seed):
     graph = eight_layers()
     layers, contribution = weighted_layers(graph), gains(eight_layers(), seed)
-    limit = int(np.quantile([sram(graph, UpdatePlan.head_only(graph)), sram(graph, UpdatePlan.full(graph))], 0.82))
+    limit = int(np.quantile([sram(graph, UpdatePlan.head_only(graph)), sram(graph, UpdatePlan.full(graph))], 0.86))
     everything = []
     for depth in range(len(layers) + 1):
         names = contribution.layers[len(layers) - depth :]
@@ -160,7 +160,7 @@ def test_more_memory_never_gains_less_and_enough_gains_all():
     most = sram(graph, UpdatePlan.full(graph))
     objectives = [
         search_update(graph, contribution, sram=int(most * share), schedule="whole").objective
-        for share in (0.6, 0.75, 0.9, 1.0)
+        for share in (0.6, 0.8, 1.0)
     ]
     assert objectives == sorted(objectives)
     unlimited = search_update(graph, contribution)
@@ -214,11 +214,13 @@ def test_tiles_of_the_frozen_part_make_room_for_training():
 
 def test_a_budget_below_the_head_alone_is_refused_with_the_bound_and_what_binds():
     graph = three_layers()
-    least = sram(graph, UpdatePlan.head_only(graph), schedule="smallest")
-    message = r"training 'three' with the head alone needs at least [\d,]+ bytes of SRAM.*at '\w+' \(.*try"
+    least = sram(graph, UpdatePlan.head_only(graph), schedule="whole")
+    message = (
+        r"training 'three' with the head alone needs at least [\d,]+ bytes of SRAM.*at '\w+' \(.*try.*schedule='auto'"
+    )
     with pytest.raises(BudgetError, match=message):
-        search_update(graph, gains(graph, 0), sram=least - 1)
-    assert search_update(graph, gains(graph, 0), sram=least).sram_bytes <= least
+        search_update(graph, gains(graph, 0), sram=least - 1, schedule="whole")
+    assert search_update(graph, gains(graph, 0), sram=least, schedule="whole").sram_bytes <= least
 
 
 @pytest.mark.parametrize(
