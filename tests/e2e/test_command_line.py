@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SMALL = ["--macs", "60K", "--sram", "8KB", "--flash", "48KB", "--limit", "400", "--board", "host"]
+SMALL = ["--macs", "60K", "--sram", "8KB", "--flash", "48KB", "--limit", "400", "--certify", "2", "--board", "host"]
 GOLDEN = Path(__file__).parent / "golden"
 
 

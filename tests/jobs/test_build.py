@@ -32,7 +32,16 @@ def small(tmp_path_factory) -> tuple[BuildConfig, Run]:
     """A run small enough for a test: few images, few epochs, a network of some thousand parameters."""
     out = tmp_path_factory.mktemp("runs") / "nested" / "digits"
     config = BuildConfig(
-        out=str(out), macs="60K", sram="8KB", flash="48KB", limit=400, epochs=16, emulate=10, board=board(), quiet=True
+        out=str(out),
+        macs="60K",
+        sram="8KB",
+        flash="48KB",
+        limit=400,
+        epochs=16,
+        emulate=10,
+        certify=2,
+        board=board(),
+        quiet=True,
     )
     return config, build(config)
 
@@ -127,14 +136,14 @@ def test_what_is_chosen_trained_and_calibrated_does_not_depend_on_the_test_image
     from lilliput.jobs import build as job
 
     config, run = small
-    real = job._load
+    real = job.load_data
 
     def scrambled(options, image_size):
         data = real(options, image_size)
         noise = np.random.default_rng(0).integers(0, 256, data.test.images.shape, dtype=np.uint8)
         return replace(data, test=ImageSplit(noise, data.test.labels))
 
-    monkeypatch.setattr(job, "_load", scrambled)
+    monkeypatch.setattr(job, "load_data", scrambled)
     other = build(replace(config, out=str(tmp_path / "run"), board="host"))
     for name in ("model.safetensors", "firmware/model.c", "firmware/weights.c"):
         assert (other.path / "artifacts" / name).read_bytes() == (run.path / "artifacts" / name).read_bytes(), name
@@ -151,7 +160,7 @@ def test_a_sample_for_the_chip_is_drawn_from_all_classes(tmp_path):
         for index in range(60):
             pixels = generator.integers(0, 256, (16, 16), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pets" / str(label) / f"{index}.png")
-    options = {"macs": "30K", "epochs": 1, "quiet": True, "sram": "8KB", "flash": "48KB", "emulate": 12}
+    options = {"macs": "30K", "epochs": 1, "certify": 0, "quiet": True, "sram": "8KB", "flash": "48KB", "emulate": 12}
     run = build(BuildConfig(out=str(tmp_path / "run"), data=str(tmp_path / "pets"), board=board(), **options))
     vectors = run.path / "artifacts" / "firmware" / "vectors" / "input.bin"
     data = load_images(str(tmp_path / "pets"), seed=0)
@@ -173,6 +182,7 @@ def test_resume_refuses_images_that_are_not_those_it_was_begun_with(tmp_path, mo
         "data": str(tmp_path / "data.npz"),
         "macs": "30K",
         "epochs": 1,
+        "certify": 0,
         "quiet": True,
         "flash": "48KB",
         "board": "host",
@@ -194,13 +204,21 @@ def test_after_a_users_error_the_corrected_command_finds_the_name_free(tmp_path)
     with pytest.raises(DataError):
         build(config)
     assert list(tmp_path.iterdir()) == []
-    run = build(replace(config, data="digits", limit=300, epochs=1, macs="30K"))
+    run = build(replace(config, data="digits", limit=300, epochs=1, certify=0, macs="30K"))
     assert run.path == tmp_path / "run"
 
 
 def test_without_a_chip_the_report_says_so(tmp_path):
     config = BuildConfig(
-        out=str(tmp_path / "run"), macs="30K", limit=300, epochs=1, board="host", quiet=True, sram="8KB", flash="48KB"
+        out=str(tmp_path / "run"),
+        macs="30K",
+        limit=300,
+        epochs=1,
+        certify=0,
+        board="host",
+        quiet=True,
+        sram="8KB",
+        flash="48KB",
     )
     run = build(config)
     assert "accuracy.emulated" not in run.evidence
@@ -222,7 +240,9 @@ def test_another_chooser_can_take_the_seat(tmp_path):
         seen.append((data.input_shape, budget))
         return small_design()
 
-    config = BuildConfig(out=str(tmp_path / "run"), limit=300, epochs=1, board="host", quiet=True, flash="48KB")
+    config = BuildConfig(
+        out=str(tmp_path / "run"), limit=300, epochs=1, certify=0, board="host", quiet=True, flash="48KB"
+    )
     run = build(config, chooser=smallest)
     assert seen == [((1, 16, 16), config.budget())]
     assert Design.from_json(run.result("choose network")["design"]).structure.stem == 8
@@ -230,7 +250,7 @@ def test_another_chooser_can_take_the_seat(tmp_path):
 
 def test_what_a_chooser_gives_must_fit(tmp_path):
     config = BuildConfig(
-        out=str(tmp_path / "run"), limit=300, epochs=1, board="host", quiet=True, flash="24KB", sram="64KB"
+        out=str(tmp_path / "run"), limit=300, epochs=1, certify=0, board="host", quiet=True, flash="24KB", sram="64KB"
     )
     with pytest.raises(BudgetError, match=r"the chooser's K1DWK1-.* does not fit: flash_bytes [\d,]+, 24,576 allowed"):
         build(config, chooser=lambda data, budget: small_design(out_max=96))
@@ -259,7 +279,7 @@ def test_the_design_may_choose_a_smaller_input(tmp_path):
     run = build(
         BuildConfig(
             out=str(tmp_path / "run"), data=str(tmp_path / "data.npz"), macs="120K", sram="16KB", flash="48KB",
-            resolution="auto", epochs=1, board="host", quiet=True,
+            resolution="auto", epochs=1, certify=0, board="host", quiet=True,
         )
     )  # fmt: skip
     chosen = run.result("choose network")
@@ -275,7 +295,7 @@ def test_the_design_may_choose_a_smaller_input(tmp_path):
 
 
 def test_a_budget_too_small_says_what_binds_and_names_one_that_would_do(tmp_path):
-    options = {"limit": 300, "quiet": True, "board": "host", "epochs": 1}
+    options = {"limit": 300, "quiet": True, "board": "host", "epochs": 1, "certify": 0}
     config = BuildConfig(out=str(tmp_path / "run"), sram="2KB", flash="24KB", macs="10K", **options)
     with pytest.raises(BudgetError, match=r"binding (is|are) .*; try .*, or a smaller image size") as caught:
         build(config)
@@ -289,7 +309,7 @@ def test_a_budget_too_small_says_what_binds_and_names_one_that_would_do(tmp_path
 @pytest.mark.slow
 def test_where_nothing_fits_whole_the_first_layers_run_in_tiles(tmp_path):
     config = BuildConfig(out=str(tmp_path / "run"), image_size=64, sram="12KB", flash="128KB", macs="2M", rho=0.5, limit=200, epochs=1,
-                         emulate=2, board=board(), quiet=True)  # fmt: skip
+                         certify=0, emulate=2, board=board(), quiet=True)  # fmt: skip
     run = build(config)
     figures = evidence(run)
     assert figures["sram.total"]["value"] <= 12 * 1024

@@ -300,7 +300,7 @@ def test_labels_that_do_not_suit_are_refused(model, images, tmp_path, labels):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Run:
-    options = {"limit": 300, "epochs": 1, "board": "host", "sram": "16KB", "flash": "64KB"}
+    options = {"limit": 300, "epochs": 1, "certify": 0, "board": "host", "sram": "16KB", "flash": "64KB"}
     space = SearchSpace.inverted_residual(
         16, (1, 2, 2), (3,), 8, stem_min=8, stem_max=8, out_max=24, layers_max=2, channels=1, num_classes=10
     )
