@@ -36,7 +36,7 @@ from lilliput.certify.charges import ROWS, GradientCharges, dot
 from lilliput.certify.coupling import Coupling
 from lilliput.certify.interval import Interval, dual_norm, gradient_intervals, intersect, scaled
 from lilliput.certify.network import Activation, Affine, Network
-from lilliput.certify.preactivation import rows_per_chunk
+from lilliput.certify.preactivation import marked, rows_per_chunk
 from lilliput.certify.region import DUAL, Norm
 from lilliput.certify.rounding import up
 from lilliput.certify.zonotope import GradientZonotope, is_affordable, symbol_bytes
@@ -287,17 +287,17 @@ class _Chain:
 
     def _pulled_back(self, name: str, g: Interval, wanted: Tensor) -> Interval:
         """The interval cut at the wanted elements by carrying each of them forward."""
-        elements = wanted.any(1).any(0).nonzero().squeeze(1)
-        if not len(elements):
+        if not bool(wanted.any()):
             return g
         lower, upper = g[0].clone(), g[1].clone()
-        for some in elements.split(rows_per_chunk(self.network, 2 * wanted.shape[0] * wanted.shape[1])):
-            unit = g[0].new_zeros((1, 1, 1, len(some), g[0].shape[-1]))
-            unit[0, 0, 0, torch.arange(len(some), device=unit.device), some] = 1.0
-            most = self._most(name, unit, both_sides=True)
-            cut = intersect((g[0][..., some], g[1][..., some]), (-most[1], most[0]))
-            lower[..., some] = torch.where(wanted[..., some], cut[0], g[0][..., some])
-            upper[..., some] = torch.where(wanted[..., some], cut[1], g[1][..., some])
+        for some in marked(wanted.any(1)).split(rows_per_chunk(self.network, 2 * wanted.shape[0] * wanted.shape[1]), 1):
+            unit = g[0].new_zeros((1, len(some), 1, some.shape[1], g[0].shape[2]))
+            most = self._most(name, unit.scatter_(4, some[None, :, None, :, None], 1.0), both_sides=True)
+            at = some[:, None].expand(*wanted.shape[:2], -1)
+            cut = intersect((g[0].gather(2, at), g[1].gather(2, at)), (-most[1], most[0]))
+            is_wanted = wanted.gather(2, at)
+            lower.scatter_(2, at, torch.where(is_wanted, cut[0], g[0].gather(2, at)))
+            upper.scatter_(2, at, torch.where(is_wanted, cut[1], g[1].gather(2, at)))
         return lower, upper
 
     def _most(self, name: str, start: Tensor, both_sides: bool, keep_weights: bool = False) -> Tensor:

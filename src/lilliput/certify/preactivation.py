@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from lilliput.certify.charges import ValueCharges
@@ -152,18 +153,30 @@ def _pulled_back(
 ) -> Interval:
     """The interval cut by CROWN at the units whose gate it leaves undecided in some domain."""
     undecided = _is_undecided(step, z)
-    units = undecided.any(0).nonzero().squeeze(1)
-    if not len(units):
+    if not bool(undecided.any()):
         return z
     lower, upper = z[0].clone(), z[1].clone()
-    for some in units.split(rows_per_chunk(network, 2 * len(z[0]))):
-        rows = z[0].new_zeros((len(some), z[0].shape[1]))
-        rows[torch.arange(len(some), device=rows.device), some] = 1.0
-        most = upper_bound(network, region, {step.source: rows[None, None]}, lines, charges=charges)
-        cut = intersect((z[0][:, some], z[1][:, some]), (-most[1], most[0]))
-        lower[:, some] = torch.where(undecided[:, some], cut[0], z[0][:, some])
-        upper[:, some] = torch.where(undecided[:, some], cut[1], z[1][:, some])
+    for units in marked(undecided).split(rows_per_chunk(network, 2 * len(z[0])), 1):
+        rows = z[0].new_zeros((1, *units.shape, z[0].shape[1])).scatter_(3, units[None, :, :, None], 1.0)
+        most = upper_bound(network, region, {step.source: rows}, lines, charges=charges)
+        at = units.expand(len(z[0]), -1)
+        cut = intersect((z[0].gather(1, at), z[1].gather(1, at)), (-most[1], most[0]))
+        wanted = undecided.gather(1, at)
+        lower.scatter_(1, at, torch.where(wanted, cut[0], z[0].gather(1, at)))
+        upper.scatter_(1, at, torch.where(wanted, cut[1], z[1].gather(1, at)))
     return lower, upper
+
+
+def marked(mask: Bool[Tensor, "domains elements"]) -> Int64[Tensor, "lists places"]:
+    """Where to look to see every marked element: one list for all domains or, if those are much shorter, one for each.
+
+    Lists of domains with fewer marks are filled up with other elements.
+    """
+    for_all = mask.any(0).nonzero().T
+    longest = int(mask.sum(1).max()) if mask.numel() else 0
+    if 2 * longest > for_all.shape[1]:
+        return for_all
+    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
 
 
 def upper_bound(
