@@ -1,10 +1,13 @@
 """Certificates of exported networks and of builds: every figure is checked against the room's functions or the network itself."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from certify.certify_cases import mlp
 from certify.digit_networks import digits, trained_mlp
 from lilliput.certify import METHODS, certified_radius, local_lipschitz
 from lilliput.errors import ConfigError, DataError, GraphError
@@ -154,6 +157,25 @@ def test_rigour_reaches_the_bound_and_the_radius(mlp_files, mlp_run, tmp_path):
     y = int(trained_mlp()(x)[0].argmax())
     radius = certified_radius(trained_mlp(), x[0], y, max_eps=1, clip=(0, 1), rigorous=True)
     assert run.evidence["radius.certified"].value == radius
+
+
+def test_an_interrupt_ends_the_refining_and_the_report_has_what_was_reached(tmp_path, monkeypatch):
+    heard = []
+
+    @contextmanager
+    def impatient(config):
+        def press(seconds, upper, lower, open_domains):
+            heard.append(upper)
+            if len(heard) == 4:
+                raise KeyboardInterrupt
+
+        yield press
+
+    monkeypatch.setattr("lilliput.jobs.certify._bar", impatient)
+    model = exported(mlp(4, 24, 24, 3, gain=2.0), torch.zeros(1, 4, dtype=torch.float64), tmp_path / "net.pt2")
+    run = certify(config(model, tmp_path, center="zeros", eps="0.5", method="bab", time=600.0))
+    assert "status: stopped" in (run.path / "report.html").read_text()
+    assert 0 < run.evidence["lipschitz.lower"].value < run.evidence["lipschitz.upper"].value <= heard[0]
 
 
 def test_without_a_radius_there_is_no_word_of_one(mlp_run):

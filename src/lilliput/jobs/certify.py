@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,7 +53,7 @@ class CertifyConfig:
     method: str = "crown"
     """A name of lilliput.certify.METHODS, from product, the loosest and quickest; an unknown one lists them."""
     time: float = 30.0
-    """Seconds, for methods that refine until they are over; a radius takes at most as many again."""
+    """Seconds, for methods that refine until they are over (Ctrl-C ends them before, with what they have); a radius takes as many again."""
     radius: bool = False
     """Certify a radius too: how far the center can be moved before the class that the network gives it could change."""
     rigorous: bool = False
@@ -206,9 +208,11 @@ def _bound(config: CertifyConfig, run: Run, subject: Subject, center: torch.Tens
     }
     with run.step("bound") as step:
         if not step.done:
-            result = local_lipschitz(
-                subject.graph, center, config.eps_value(), method=config.method, time_limit=config.time, **options
-            )
+            with _bar(config) as progress:
+                result = local_lipschitz(
+                    subject.graph, center, config.eps_value(), method=config.method, time_limit=config.time,
+                    progress=progress, is_interruptible=True, **options,
+                )  # fmt: skip
             low, high = result.jacobian_bounds()
             np.savez(run.artifact("jacobian.npz"), lower=low.numpy(), upper=high.numpy())
             np.save(run.artifact("witness.npy"), result.witness.numpy())
@@ -267,6 +271,23 @@ def _radius(
         "is_time_over": is_time_over,
         "most": most,
     }
+
+
+@contextmanager
+def _bar(config: CertifyConfig) -> Iterator[Callable[[float, float, float, int], None]]:
+    """The seconds that a refining method may take, and how far its bounds are apart; drawn once there is a first entry."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=config.quiet, transient=True) as drawn:
+        task = drawn.add_task(config.method, total=config.time, visible=False)
+
+        def note(seconds: float, upper: float, lower: float, open_domains: int) -> None:
+            text = f"{config.method}: {lower:.5g} to {upper:.5g}, {open_domains:,} open"
+            drawn.update(task, completed=min(seconds, config.time), description=text, visible=True)
+
+        yield note
 
 
 def _neurons(config: CertifyConfig, subject: Subject, center: torch.Tensor, clip: Clip | None) -> dict[str, Any]:
