@@ -10,10 +10,11 @@ from lilliput.mcu.tiling import Rows
 from lilliput.mcu.training.optimizer import SGD
 from lilliput.mcu.training.resolution import at_resolution
 from lilliput.mcu.training.train_step import compile_training
-from lilliput.mcu.training.update_plan import UpdatePlan
+from lilliput.mcu.training.update_plan import UpdatePlan, weighted_layers
 from lilliput.quantize.qgraph import Linear
 from mcu.networks import autoencoder, ds_cnn, mobilenet_v2, resnet8
 from mcu.training.cases import sparse
+from mcu.training.published_networks import SCHEMES, published, ratios_of
 
 
 def test_mobilenet_at_128_is_refused_whole_accepted_at_96_and_fits_by_rows() -> None:
@@ -110,3 +111,20 @@ def test_a_network_at_another_resolution_is_the_one_made_for_it() -> None:
 def test_a_network_for_vectors_has_no_other_resolution() -> None:
     assert at_resolution(autoencoder(), 32, 32) is None
     assert at_resolution(resnet8(), 16, 16).tensors[resnet8().outputs[0]].shape == (10,)
+
+
+def test_the_published_schemes_of_mcunet_take_no_more_than_their_engine_took():
+    qgraph = published("mcunet-5fps", 128, 10, seed=0)
+
+    def arena_bytes(scheme: int, reorder: bool = True) -> int:
+        depth, numbers, shares, _ = SCHEMES["mcunet-5fps"][scheme]
+        update = UpdatePlan.from_ratios(qgraph, depth, ratios_of(weighted_layers(qgraph), numbers, shares))
+        return (
+            compile_training(qgraph, update, optimizer=SGD(0.001), schedule="whole", reorder=reorder)
+            .memory_report()
+            .arena_bytes
+        )
+
+    # 49 KB scheme: the reference's memory scheduler gives its tensors 180,224 bytes of 189,800.
+    assert arena_bytes(0) <= 180_224
+    assert arena_bytes(2, reorder=False) >= 1.5 * arena_bytes(2)
