@@ -26,7 +26,7 @@ from lilliput.certify.alpha import trained_preactivations
 from lilliput.certify.domain import Domains, bounded, gate_halves, input_halves, root
 from lilliput.certify.exact import CLOSED, Cell, Patterns
 from lilliput.certify.network import Network
-from lilliput.certify.preactivation import preactivations
+from lilliput.certify.preactivation import Preactivations, preactivations
 from lilliput.certify.problem import Answer, Problem
 from lilliput.certify.propagated import answer_from
 from lilliput.certify.refining import Refining
@@ -54,11 +54,12 @@ def bab(problem: Problem) -> Answer:
     answer, bounds = answer_from(problem, trained, within=bounds)
     found = search(network, region, rows, seed=problem.seed)
     if problem.time_limit > 0:
-        found = walk(network, region, rows, found)
+        found = walk(network, region, rows, found, masks=trained, deadline=started + problem.time_limit / 4)
     work = Refining(problem, started, torch.minimum(loose.norm, answer.norm), found)
     for centre in work.centres():
-        one = _Search(network, region.take(centre.here), rows[centre.here], centre.best, centre.note)
-        domains = root(network, region.take(centre.here), trained.take(centre.here), bounds.take(centre.here))
+        box, masks = region.take(centre.here), trained.take(centre.here)
+        one = _Search(network, box, rows[centre.here], centre.best, masks, centre.note)
+        domains = root(network, box, masks, bounds.take(centre.here))
         work.close(centre, *one.run(domains, centre.deadline), one.is_stopped)
     return work.answer(answer.jacobian, CLOSED)
 
@@ -72,8 +73,11 @@ class _Search:
         region: Region,
         rows: Tensor,
         best: Witness,
+        masks: Preactivations,
         note: Callable[[Tensor, Witness, int], None],
     ) -> None:
+        self.masks = masks
+        """Of the whole region."""
         self.network, self.region, self.rows, self.best, self.note = network, region, rows, best, note
         self.done = torch.zeros_like(best.norm[0])
         self.heap: list[tuple[float, int, Domains, int]] = []
@@ -132,7 +136,7 @@ class _Search:
         return Domains.joined([domains.take(torch.tensor(indices)) for domains, indices in together.values()])
 
     def _step(self, batch: Domains, deadline: float) -> None:
-        self._meet(batch)
+        self._meet(batch, deadline)
         slopes = batch.masks.slopes(self.network)
         undecided = sum((least < greatest).sum(1) for least, greatest in slopes)
         assert isinstance(undecided, Tensor)
@@ -143,7 +147,7 @@ class _Search:
         if len(batch) and not self.is_stopped:
             self._push(self._split(batch))
 
-    def _meet(self, batch: Domains) -> None:
+    def _meet(self, batch: Domains, deadline: float) -> None:
         """Norms in the middle of the boxes; now and then a walk from the best of them."""
         x = self.region.nearest(((batch.region.lower + batch.region.upper) / 2)[:, None])[:, 0]
         norm = norm_at(self.network, x, self.rows[0, batch.rows][:, None], self.region.norm)[:, 0]
@@ -151,7 +155,7 @@ class _Search:
         row = slice(int(batch.rows[index]), int(batch.rows[index]) + 1)
         start = Witness(norm[index].reshape(1, 1), x[index].reshape(1, 1, -1))
         if self.steps % _STEPS_PER_WALK == 0:
-            start = walk(self.network, self.region, self.rows[:, row], start)
+            start = walk(self.network, self.region, self.rows[:, row], start, masks=self.masks, deadline=deadline)
         if float(start.norm) > float(self.best.norm[0, row]):
             self.best.norm[:, row], self.best.point[:, row] = start.norm, start.point
         self.steps += 1

@@ -70,7 +70,7 @@ def exact(problem: Problem) -> Answer:
     start, bounds = answer_from(problem, masks, within=bounds)
     found = search(network, region, rows, seed=problem.seed)
     if problem.time_limit > 0:
-        found = walk(network, region, rows, found)
+        found = walk(network, region, rows, found, masks=masks, deadline=started + problem.time_limit / 4)
     work = Refining(problem, started, torch.minimum(loose.norm, start.norm), found)
     for centre in work.centres():
         here = centre.here

@@ -8,11 +8,13 @@ Source: ours; local search over activation patterns is how LipMIP (Jordan and Di
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
 from lilliput.certify.network import Activation, Network, sum_of
-from lilliput.certify.preactivation import rows_per_chunk
+from lilliput.certify.preactivation import Preactivations, rows_per_chunk
 from lilliput.certify.region import Region
 from lilliput.certify.witness import Witness, norm_at
 
@@ -20,11 +22,22 @@ _BEYOND = (1.02, 1.3, 2.0, 4.0)
 """How far to go, in distances to the plane; the first is just behind it, the others go on into what lies there."""
 
 
-def walk(network: Network, region: Region, rows: Tensor, start: Witness, *, rounds: int = 20) -> Witness:
+def walk(
+    network: Network,
+    region: Region,
+    rows: Tensor,
+    start: Witness,
+    *,
+    masks: Preactivations,
+    deadline: float,
+    rounds: int = 20,
+) -> Witness:
     """Points that are at least as good as those given, one for each (domain, row).
 
     Args:
         rows: (domains, rows, outputs).
+        masks: bounds of the gates' inputs in the region or in one around it: a plane that no domain meets is not walked to.
+        deadline: on ``time.perf_counter``'s clock; what was found by then is given.
         rounds: at most; every round tries each gate's plane from each best point, and ends early where none is better.
     """
     if not network.gates or region.eps == 0 or not start.norm.numel():
@@ -34,9 +47,11 @@ def walk(network: Network, region: Region, rows: Tensor, start: Witness, *, roun
     here, each_row = region.take(owners), rows.reshape(len(owners), 1, -1)
     x, best = start.point.reshape(len(owners), -1).clone(), start.norm.flatten().clone()
     moving = torch.ones_like(best, dtype=torch.bool)
-    planes = _planes(network)
-    for _ in range(rounds):
+    planes = _planes(network, masks)
+    for _ in range(rounds if len(planes[0]) else 0):
         for some in moving.nonzero().squeeze(1).split(rows_per_chunk(network, network.inputs)):
+            if time.perf_counter() >= deadline:
+                return Witness(best.reshape(domains, count), x.reshape(domains, count, -1))
             there, size = _neighbours(network, here.take(some), each_row[some], x[some], planes)
             # Less would be rounding, and might go round in circles.
             better = size > best[some] * (1 + 1e-9)
@@ -87,13 +102,14 @@ def _gate_inputs(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(before, 1), torch.cat(gradients, 2).transpose(1, 2)
 
 
-def _planes(network: Network) -> tuple[Tensor, Tensor]:
-    """Units, counted through all gates, and the values at which their slope jumps."""
+def _planes(network: Network, masks: Preactivations) -> tuple[Tensor, Tensor]:
+    """Units, counted through all gates, and the values at which their slope jumps, where an input can have them."""
     units, at, first = [], [], 0
     for step in network.gates:
-        every = torch.arange(first, first + network.units(step.index))
+        lower, upper = masks.lower[step.index].amin(0), masks.upper[step.index].amax(0)
         for knot in step.gate.knots:
-            units.append(every)
-            at.append(torch.full((len(every),), knot.at, dtype=network.dtype))
-        first += len(every)
-    return torch.cat(units).to(network.device), torch.cat(at).to(network.device)
+            met = ((lower <= knot.at) & (knot.at <= upper)).nonzero().squeeze(1)
+            units.append(first + met)
+            at.append(torch.full((len(met),), knot.at, dtype=network.dtype, device=met.device))
+        first += network.units(step.index)
+    return torch.cat(units), torch.cat(at)
