@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lilliput.mcu.training.evolution import evolve
@@ -75,7 +75,10 @@ def test_the_search_equals_brute_force_on_eight_layers(seed, roughness):
     points=st.integers(1, 5),
     rough=st.integers(0, 200),
 )
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None)
+@example(
+    seed=3, layers=4, options=4, points=3, rough=149
+)  # the best has an option that loses: without it, the planner refuses
 def test_the_search_equals_brute_force_on_small_menus(seed, layers, options, points, rough):
     menus = toy(seed, layers, options, points)
     excess = planner(menus, seed, rough)
@@ -84,13 +87,6 @@ def test_the_search_equals_brute_force_on_small_menus(seed, layers, options, poi
     assert (found is None) == (expected is None)
     if found is not None:
         assert found.gain == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.xfail(reason="the search hands out 4.452 where 4.617 is accepted: a bound prunes too much", strict=True)
-def test_a_menu_on_which_the_search_is_known_to_miss_the_best():
-    menus = toy(3, 4, 4, 3)
-    excess = planner(menus, 3, 149)
-    assert solve(menus, excess, most_planned=100_000).gain == pytest.approx(brute_force(menus, excess), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))

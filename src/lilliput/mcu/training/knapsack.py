@@ -195,7 +195,7 @@ class _Search:
 
 
 class _Open:
-    """A menu made ready: options worth having, points that can rule anything out, layers in the order of decision, tables for bounds."""
+    """A menu made ready: points that can rule anything out, layers in the order of decision, tables for bounds."""
 
     def __init__(self, index: int, menu: Menu, margin_bytes: int) -> None:
         self.index, self.menu = index, menu
@@ -204,8 +204,6 @@ class _Open:
         points = _binding_points(room, menu.option_bytes)
         self.room = room[points]
         self.option_bytes = [table[:, points] for table in menu.option_bytes]
-        # No best choice needs an option that gains nothing: option 0 is as good, for no bytes.
-        self.worthwhile = [[0, *(np.flatnonzero(gains[1:] > 0) + 1).tolist()] for gains in menu.gains]
         # Layers with most at stake first: bounds part early.
         self.order = sorted(range(len(menu.gains)), key=lambda layer: -float(menu.gains[layer].max()))
 
@@ -215,9 +213,12 @@ class _Open:
         return self.bound(0, self.menu.gain, self.room), (), self.menu.gain, self.room
 
     def extended(self, taken: tuple[int, ...], gain: float, room: Int64[np.ndarray, " point"]) -> Iterator[Partial]:
-        """With each option of the next layer that leaves no point below zero."""
+        """With each option of the next layer that leaves no point below zero.
+
+        Also with those that gain nothing: the oracle may accept a choice and refuse the one that has less.
+        """
         layer = self.order[len(taken)]
-        for option in self.worthwhile[layer]:
+        for option in range(len(self.menu.gains[layer])):
             left = room - self.option_bytes[layer][option]
             if (left >= 0).all():
                 total = gain + float(self.menu.gains[layer][option])
@@ -258,7 +259,7 @@ class _Open:
         table = np.zeros((len(self.order) + 1, cells))
         for level in range(len(self.order) - 1, -1, -1):
             layer = self.order[level]
-            for option in self.worthwhile[layer]:
+            for option in range(len(self.menu.gains[layer])):
                 # Rounded down: what truly fits also fits in cells.
                 weight = int(mix @ self.option_bytes[layer][option] / cell)
                 if weight < cells:
