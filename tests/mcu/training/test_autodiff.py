@@ -1,5 +1,6 @@
 """Gradients: each rule by central differences on the program without roundings, and the integers against the rules."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,14 @@ from lilliput.mcu.training import autodiff as autodiff_module
 from lilliput.mcu.training import graph as t
 from lilliput.mcu.training import interpreter
 from lilliput.mcu.training.arithmetic import gradient_bits
-from lilliput.mcu.training.autodiff import autodiff, backward_ops
+from lilliput.mcu.training.autodiff import autodiff
 from lilliput.mcu.training.cut import Cut, cut
 from lilliput.mcu.training.dead_code import remove_dead_code
 from lilliput.mcu.training.float_mode import FloatMode
 from lilliput.mcu.training.forward import forward, head_with_one_scale, new_head
 from lilliput.mcu.training.optimizer import SGD
 from lilliput.mcu.training.update_plan import UpdatePlan, head_of, weighted_layers
-from lilliput.quantize.qgraph import QuantizedGraph
+from lilliput.quantize.qgraph import QOp, QuantizedGraph
 from mcu.networks import Network
 from mcu.training import relaxation
 from mcu.training.cases import CASES, quantized
@@ -26,6 +27,12 @@ from mcu.training.cases import CASES, quantized
 LR = 0.01
 EPSILON = 1e-3
 """Of a central difference, in codes: small enough that hardly a clamp lies between, large enough for float64."""
+
+
+def backward_ops(program: t.Program) -> tuple[t.Op, ...]:
+    """Operations after the loss."""
+    loss = next(index for index, op in enumerate(program.ops) if isinstance(op, t.Loss))
+    return program.ops[loss + 1 :]
 
 
 def spelled_out(qgraph: QuantizedGraph, plan: UpdatePlan, optimizer: SGD) -> t.Program:
@@ -220,8 +227,12 @@ def _uncut(qgraph: QuantizedGraph) -> Cut:
 
 
 @pytest.mark.parametrize("name", ["3x3", "grouped", "depthwise 3x3", "residual", "fan-out of three", "flattened"])
-def test_integer_gradients_are_those_of_the_published_simulation(name: str) -> None:
-    """Two implementations that share nothing: integers with shifts here, float64 autograd with rounded codes there."""
+def test_integer_gradients_are_those_of_the_published_simulation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two implementations that share nothing: integers with shifts here, float64 autograd with rounded codes there.
+
+    Their forward pass rounds halves to even, ours as TensorFlow Lite does, so images are taken on which every code is the same. A value
+    that one rounds to the end of a clamp and the other beyond it still has one code and two masks: one image may be such.
+    """
     qgraph = quantized(name)
     plan = UpdatePlan.full(qgraph)
     optimizer = SGD(LR)
@@ -230,19 +241,35 @@ def test_integer_gradients_are_those_of_the_published_simulation(name: str) -> N
     )
     simulation = FloatMode(qgraph, plan, head="integer", dtype=torch.float64)
     head = head_of(qgraph).name
-    for label, x in enumerate(images(qgraph, 3)):
-        run = interpreter.train_step(program, interpreter.State.start(program), x, label, 2**15)
-        loss, gradients = simulation.gradients(x[None], [label])
+    simulated: dict[str, np.ndarray] = {}
+    evaluate = FloatMode._evaluate
+
+    def recorded(
+        self: FloatMode, op: QOp, live: Mapping[str, torch.Tensor], used: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        simulated[op.name] = (result := evaluate(self, op, live, used)).detach().numpy()
+        return result
+
+    monkeypatch.setattr(FloatMode, "_evaluate", recorded)
+    agreeing = []
+    for index, x in enumerate(images(qgraph, 300)):
+        run = interpreter.train_step(program, interpreter.State.start(program), x, index % 4, 2**15)
+        loss, gradients = simulation.gradients(x[None], [index % 4])
         assert run.loss_q16 / 2**16 == pytest.approx(loss, abs=0.02)
-        for parameter, expected in gradients.items():
-            ours = parameter.replace("head", head)
-            unit = program.buffers[f"d.{program.logits}"].unit if parameter.startswith("head") else 1.0
-            found = run.values[f"d.{ours}"].reshape(-1) * 2.0 ** run.exponents[f"d.{ours}"] * unit
-            theirs = expected.numpy()
-            theirs = np.moveaxis(theirs, 1, -1).reshape(-1) if theirs.ndim == 4 else theirs.reshape(-1)
-            # their forward pass rounds halves to even, ours as TensorFlow Lite does: now and then a code differs
-            assert found @ theirs / (np.linalg.norm(found) * np.linalg.norm(theirs)) >= 0.998
-            assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(theirs), rel=0.03)
+        if all(np.array_equal(run.values[each].reshape(-1), codes.reshape(-1)) for each, codes in simulated.items()):
+            pairs = []
+            for parameter, expected in gradients.items():
+                ours = parameter.replace("head", head)
+                unit = program.buffers[f"d.{program.logits}"].unit if parameter.startswith("head") else 1.0
+                found = run.values[f"d.{ours}"].reshape(-1) * 2.0 ** run.exponents[f"d.{ours}"] * unit
+                theirs = expected.numpy()
+                pairs.append(
+                    (found, np.moveaxis(theirs, 1, -1).reshape(-1) if theirs.ndim == 4 else theirs.reshape(-1))
+                )
+            agreeing.append(all(np.linalg.norm(a - b) <= 2e-3 * np.linalg.norm(b) for a, b in pairs))
+        if len(agreeing) == 4:
+            break
+    assert sum(agreeing) >= max(2, len(agreeing) - 1)
 
 
 WINDOWS = [(1, 1, 1), (3, 1, 1), (3, 2, 1), (5, 2, 1), (3, 2, 2), (5, 4, 2), (4, 3, 2), (2, 3, 1)]

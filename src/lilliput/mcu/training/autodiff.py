@@ -10,7 +10,7 @@ into the gradient's ``unit``, and one buffer may be the gradient of several tens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import lcm, prod
 from typing import Any
@@ -341,9 +341,3 @@ def _factors(walk: _Walk, layer: t.Layer, scale: np.ndarray, fraction_bits: int,
     is_head = layer.name == walk.program.head.name
     scaling = scale**-2.0 if walk.optimizer.qas or is_head else np.ones_like(scale)
     return t.StepFactors(*step_factors(walk.optimizer.lr * scaling * unit * 2.0**fraction_bits))
-
-
-def backward_ops(program: t.Program) -> Iterable[t.Op]:
-    """Operations after the loss."""
-    loss = next(index for index, op in enumerate(program.ops) if isinstance(op, t.Loss))
-    return program.ops[loss + 1 :]
