@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from importlib.resources import files
 from pathlib import Path
 from textwrap import dedent
 
@@ -18,14 +15,11 @@ import numpy as np
 from jaxtyping import Int8
 
 from lilliput import __version__
-from lilliput.errors import ConfigError, DataError, UnsupportedOpError
-from lilliput.mcu.boards import BOARDS, linker_script, makefile
+from lilliput.errors import DataError, UnsupportedOpError
 from lilliput.mcu.calls import Declarations, InferenceCalls
 from lilliput.mcu.firmware import Firmware
 from lilliput.mcu.plan import Plan
-
-RUNTIME = files("lilliput.mcu") / "runtime"
-_DEFAULT_BOARDS = {"cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500"}
+from lilliput.mcu.project import default_board, new_project, write_text
 
 
 def emit_c(
@@ -49,58 +43,23 @@ def emit_c(
     """
     directory = Path(directory)
     board = default_board(target)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(
-            f"{directory} exists and is not an empty folder: firmware is never written over; give a new path"
-        )
     graph = plan.qgraph
-    if len(graph.outputs) != 1:
-        raise UnsupportedOpError(
-            f"C generation takes networks with one output; '{graph.name}' has {len(graph.outputs)}"
-        )
-    vectors = _vectors(plan, vectors)
-
-    # Written beside the target and renamed, so that a half-written project never looks whole.
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
+    limits = {"sram_bytes": plan.sram_bytes_limit, "flash_bytes": plan.flash_bytes_limit}
+    with new_project(directory, board, trains=False, **limits) as work:
+        if len(graph.outputs) != 1:
+            raise UnsupportedOpError(
+                f"C generation takes networks with one output; '{graph.name}' has {len(graph.outputs)}"
+            )
+        vectors = _vectors(plan, vectors)
         code = InferenceCalls(plan, Declarations())
         write_text(work / "model.h", _model_h(plan))
         write_text(work / "model.c", _model_c(plan, code))
         write_text(work / "weights.h", code.declarations.weights_h())
         write_text(work / "weights.c", code.declarations.weights_c())
-        shutil.copytree(str(RUNTIME / "nn"), work / "nn", ignore=shutil.ignore_patterns("ll_train*"))
-        templates = shutil.ignore_patterns("board.ld", "Makefile", "train_*")
-        shutil.copytree(str(RUNTIME / "port"), work / "port", ignore=templates)
-        for chip in (each for each in BOARDS.values() if not each.is_host):
-            script = linker_script(chip, sram_bytes=plan.sram_bytes_limit, flash_bytes=plan.flash_bytes_limit)
-            write_text(work / "link" / f"{chip.name}.ld", script)
-        write_text(work / "Makefile", makefile(board))
-        (work / "vectors").mkdir()
         (work / "vectors" / "input.bin").write_bytes(vectors.tobytes())
         (work / "vectors" / "expected.bin").write_bytes(np.asarray(plan.whole.run(vectors)).tobytes())
         write_text(work / "README.md", _readme(plan, board, len(vectors)))
-        work.chmod(0o755)
-        if directory.exists():
-            directory.rmdir()
-        os.rename(work, directory)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return Firmware(directory)
-
-
-def default_board(target: str) -> str:
-    """The board that a processor or board name stands for.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    board = _DEFAULT_BOARDS.get(target, target)
-    if board not in BOARDS or BOARDS[board].is_host:
-        allowed = [*_DEFAULT_BOARDS, *(name for name, each in BOARDS.items() if not each.is_host)]
-        raise ConfigError(f"target={target!r}: must be one of {', '.join(allowed)}; try target='cortex-m4'")
-    return board
 
 
 def _vectors(plan: Plan, vectors: np.ndarray | None) -> np.ndarray:
@@ -260,9 +219,3 @@ def _readme(plan: Plan, board: str, count: int) -> str:
             "",
         ]
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """A file of a project, and the folder it lies in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)

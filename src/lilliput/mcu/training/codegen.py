@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from textwrap import dedent, wrap
 from typing import TYPE_CHECKING
@@ -18,12 +16,11 @@ import numpy as np
 from jaxtyping import Int8, Int64
 
 from lilliput import __version__
-from lilliput.errors import ConfigError, DataError
-from lilliput.mcu.boards import BOARDS, linker_script, makefile
+from lilliput.errors import DataError
 from lilliput.mcu.calls import Declarations, InferenceCalls
-from lilliput.mcu.codegen import RUNTIME, default_board, write_text
 from lilliput.mcu.kernel_call import ConstantTable
 from lilliput.mcu.lowering import lower as lower_inference
+from lilliput.mcu.project import default_board, new_project, write_text
 from lilliput.mcu.training import graph as t
 from lilliput.mcu.training.arithmetic import MASTER_FRACTION_BITS, RATE_ONE
 from lilliput.mcu.training.footprint import arena_bytes, prefix_scratch_offset
@@ -78,47 +75,22 @@ def emit_c(
 
     directory = Path(directory)
     board = default_board(target)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(
-            f"{directory} exists and is not an empty folder: firmware is never written over; give a new path"
-        )
-    x, y = _vectors(step, x, y)
-    log = step.simulate(x, y)
-
-    # Written beside the target and renamed, so that a half-written project never looks whole.
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
+    limits = {"sram_bytes": step.sram_bytes_limit, "flash_bytes": step.flash_bytes_limit}
+    with new_project(directory, board, trains=True, **limits) as work:
+        x, y = _vectors(step, x, y)
+        log = step.simulate(x, y)
         code = _Code(step)
         write_text(work / "model.h", _model_h(code))
         write_text(work / "model.c", _model_c(code))
         write_text(work / "weights.h", code.declarations.weights_h())
         write_text(work / "weights.c", code.declarations.weights_c())
         write_text(work / LAYOUT_FILE, json.dumps(code.layout.to_json(), indent=1) + "\n")
-        shutil.copytree(str(RUNTIME / "nn"), work / "nn")
-        mains = {"main.c": "train_main.c", "host_main.c": "train_host_main.c"}
-        ignored = shutil.ignore_patterns("board.ld", "Makefile", *mains, *mains.values())
-        shutil.copytree(str(RUNTIME / "port"), work / "port", ignore=ignored)
-        for name, template in mains.items():
-            shutil.copyfile(str(RUNTIME / "port" / template), work / "port" / name)
-        for chip in (each for each in BOARDS.values() if not each.is_host):
-            script = linker_script(chip, sram_bytes=step.sram_bytes_limit, flash_bytes=step.flash_bytes_limit)
-            write_text(work / "link" / f"{chip.name}.ld", script)
-        write_text(work / "Makefile", makefile(board))
-        (work / "vectors").mkdir()
         (work / "vectors" / "input.bin").write_bytes(samples(x, y) + samples(x, None))
         expected = results(log.losses_q16, log.predictions, None, step.num_classes)
         logits = step.logits(x, log.state)
         expected += results(None, logits.argmax(axis=1), logits, step.num_classes)
         (work / "vectors" / "expected.bin").write_bytes(expected)
         write_text(work / "README.md", _readme(code, board, len(x)))
-        work.chmod(0o755)
-        if directory.exists():
-            directory.rmdir()
-        os.rename(work, directory)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return TrainFirmware(directory)
 
 
