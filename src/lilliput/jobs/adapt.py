@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from lilliput.errors import BudgetError, ConfigError, ToolchainError
+from lilliput.errors import BudgetError, ConfigError
 from lilliput.evidence import Budget, Evidence, Run
 
 if TYPE_CHECKING:
@@ -192,8 +192,13 @@ def adapt(config: AdaptConfig) -> Run:
     from lilliput.jobs import adapt_report
     from lilliput.jobs.adapt_subject import load_backbone, load_task
     from lilliput.jobs.adapt_training import Course
+    from lilliput.jobs.deployment import require_toolchain
 
-    _require_toolchain(config)
+    require_toolchain(
+        config.board,
+        config.toolchain,
+        "train in the same C on this computer alone, with --board host: nothing is then claimed of a chip",
+    )
     backbone = load_backbone(config.model)
     with Run.create(config.out, job="adapt", config=config, seed=config.seed, resume=config.resume) as run:
         with run.step("load") as step:
@@ -223,20 +228,6 @@ def show(config: AdaptConfig, run: Run) -> None:
     from lilliput.jobs.verdict import print_verdict
 
     print_verdict(run)
-
-
-def _require_toolchain(config: AdaptConfig) -> None:
-    from lilliput.jobs.deployment import require_toolchain
-
-    try:
-        require_toolchain(config.board, config.toolchain)
-    except ToolchainError as error:
-        if config.board == "host":
-            raise
-        require_toolchain("host", "auto")  # what is proposed must work
-        raise ToolchainError(
-            f"{error}; or train in the same C on this computer alone, with --board host: nothing is then claimed of a chip"
-        ) from None
 
 
 def _say(config: AdaptConfig, line: str) -> None:

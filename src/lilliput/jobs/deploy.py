@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from lilliput.errors import BudgetError, ConfigError, DataError, ToolchainError
+from lilliput.errors import BudgetError, ConfigError, DataError
 from lilliput.evidence import Budget, Evidence, Run
 from lilliput.jobs.int8_model import MODEL, find_model, load_model
 
@@ -151,8 +151,13 @@ def deploy(config: DeployConfig) -> Run:
         ConfigError: the output directory exists, an option is out of range, or input 'stream' for what is no image.
     """
     from lilliput.jobs import deploy_report
+    from lilliput.jobs.deployment import require_toolchain
 
-    _require_toolchain(config)
+    require_toolchain(
+        config.board,
+        config.toolchain,
+        "run the same C on this computer alone, with --board host",
+    )
     path, name = find_model(config.model)
     with Run.create(config.out, job="deploy", config=config, seed=config.seed, resume=config.resume) as run:
         with run.step("load model") as step:
@@ -176,18 +181,6 @@ def show(config: DeployConfig, run: Run) -> None:
     from lilliput.jobs.verdict import print_verdict
 
     print_verdict(run)
-
-
-def _require_toolchain(config: DeployConfig) -> None:
-    from lilliput.jobs.deployment import require_toolchain
-
-    try:
-        require_toolchain(config.board, config.toolchain)
-    except ToolchainError as error:
-        if config.board == "host":
-            raise
-        require_toolchain("host", "auto")  # what is proposed must work
-        raise ToolchainError(f"{error}; or run the same C on this computer alone, with --board host") from None
 
 
 def _say(config: DeployConfig, line: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lilliput.errors import UnsupportedOpError
+from lilliput.errors import ToolchainError, UnsupportedOpError
 from lilliput.evidence import Budget, Cost
 
 if TYPE_CHECKING:
@@ -91,9 +91,11 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
     return float((outputs.argmax(1) == labels).mean())
 
 
-def require_toolchain(board: str, toolchain: str) -> None:
+def require_toolchain(board: str, toolchain: str, otherwise: str | None = None) -> None:
     """Raise unless this computer can compile for the board and emulate it, and compile for itself.
 
+    Args:
+        otherwise: what could be done on this computer alone; said where the board's tools are missing and its own are not.
     Raises:
         ConfigError: no such board or toolchain.
         ToolchainError: not installed; holds the lines that install it.
@@ -101,7 +103,13 @@ def require_toolchain(board: str, toolchain: str) -> None:
     from lilliput.mcu.boards import find_board
     from lilliput.mcu.toolchain import find_toolchain
 
-    find_toolchain(find_board(board), toolchain)
+    try:
+        find_toolchain(find_board(board), toolchain)
+    except ToolchainError as error:
+        if otherwise is None or find_board(board).is_host:
+            raise
+        find_toolchain(find_board("host"))  # what is proposed must work
+        raise ToolchainError(f"{error}; or {otherwise}") from None
     find_toolchain(find_board("host"))
 
 
