@@ -22,17 +22,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lilliput.certify.alpha import trained_preactivations
 from lilliput.certify.domain import Domains, bounded, gate_halves, input_halves, root
-from lilliput.certify.exact import CLOSED, Cell, Patterns
+from lilliput.certify.exact import Cell, Patterns
+from lilliput.certify.jacobian import JacobianBounds
 from lilliput.certify.network import Network
-from lilliput.certify.preactivation import Preactivations, preactivations
+from lilliput.certify.preactivation import Preactivations
 from lilliput.certify.problem import Answer, Problem
-from lilliput.certify.propagated import answer_from
-from lilliput.certify.refining import Refining
+from lilliput.certify.refining import CLOSED, Centre, refine
 from lilliput.certify.region import Region
 from lilliput.certify.walk import walk
-from lilliput.certify.witness import Witness, norm_at, search
+from lilliput.certify.witness import Witness, norm_at
 
 _BATCH = 64
 _FEW_GATES = 8
@@ -44,24 +43,15 @@ _STEPS_PER_WALK = 16
 
 def bab(problem: Problem) -> Answer:
     """Split until upper and lower bound of each centre's largest row meet, or ``time_limit`` is over."""
-    network, region, rows = problem.network, problem.region, problem.rows
-    started = time.perf_counter()
-    start = preactivations(network, region)
-    loose, bounds = answer_from(problem, start)
-    if region.eps == 0 or not network.gates or not bool(loose.norm.isfinite().all()):
-        return loose
-    trained = trained_preactivations(network, region, start, problem.alpha_steps if problem.time_limit > 0 else 0)
-    answer, bounds = answer_from(problem, trained, within=bounds)
-    found = search(network, region, rows, seed=problem.seed)
-    if problem.time_limit > 0:
-        found = walk(network, region, rows, found, masks=trained, deadline=started + problem.time_limit / 4)
-    work = Refining(problem, started, torch.minimum(loose.norm, answer.norm), found)
-    for centre in work.centres():
-        box, masks = region.take(centre.here), trained.take(centre.here)
-        one = _Search(network, box, rows[centre.here], centre.best, masks, centre.note)
-        domains = root(network, box, masks, bounds.take(centre.here))
-        work.close(centre, *one.run(domains, centre.deadline), one.is_stopped)
-    return work.answer(answer.jacobian, CLOSED)
+
+    def turn(
+        centre: Centre, region: Region, rows: Tensor, masks: Preactivations, bounds: JacobianBounds
+    ) -> tuple[Tensor, Witness, bool]:
+        search = _Search(problem.network, region, rows, centre.best, masks, centre.note)
+        upper, best = search.run(root(problem.network, region, masks, bounds), centre.deadline)
+        return upper, best, search.is_stopped
+
+    return refine(problem, turn)
 
 
 class _Search:

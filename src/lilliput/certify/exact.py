@@ -26,7 +26,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lilliput.certify.alpha import trained_preactivations
 from lilliput.certify.domain import MOST_CUTS, MOST_INPUTS, is_empty
 from lilliput.certify.flatness import Side, WholeNetwork
 from lilliput.certify.gate import Gate
@@ -36,15 +35,11 @@ from lilliput.certify.network import Network
 from lilliput.certify.polyhedron import Array, Planes, affine_inputs, box, crossed, deepest, margin_of
 from lilliput.certify.preactivation import Preactivations, preactivations, stacked
 from lilliput.certify.problem import Answer, Problem
-from lilliput.certify.propagated import answer_from
-from lilliput.certify.refining import Refining
+from lilliput.certify.refining import CLOSED, Centre, refine
 from lilliput.certify.region import Region, joined_regions
-from lilliput.certify.walk import walk
-from lilliput.certify.witness import Witness, norm_at, search
+from lilliput.certify.witness import Witness, norm_at
 from lilliput.errors import ConfigError
 
-CLOSED = 1e-10
-"""Relative difference below which a bound counts as reached."""
 _TOGETHER = 32
 """Cells whose parts are bounded in one batch."""
 _INSIDE = 1e-6
@@ -57,27 +52,20 @@ def exact(problem: Problem) -> Answer:
     Raises:
         ConfigError: a gate that is not piecewise linear.
     """
-    network, region, rows = problem.network, problem.region, problem.rows
+    network = problem.network
     if not network.is_piecewise_linear:
         name = next(step.name for step in network.gates if not step.gate.is_piecewise_linear)
         raise ConfigError(f"method='exact' needs piecewise linear gates, and '{name}' is smooth; use method='crown'")
-    started = time.perf_counter()
-    masks = preactivations(network, region)
-    loose, bounds = answer_from(problem, masks)
-    if region.eps == 0 or not network.gates or not bool(loose.norm.isfinite().all()):
-        return loose
-    masks = trained_preactivations(network, region, masks, problem.alpha_steps if problem.time_limit > 0 else 0)
-    start, bounds = answer_from(problem, masks, within=bounds)
-    found = search(network, region, rows, seed=problem.seed)
-    if problem.time_limit > 0:
-        found = walk(network, region, rows, found, masks=masks, deadline=started + problem.time_limit / 4)
-    work = Refining(problem, started, torch.minimum(loose.norm, start.norm), found)
-    for centre in work.centres():
-        here = centre.here
-        cell = Cell(region.take(here), torch.arange(rows.shape[1]), masks.take(here), bounds.take(here))
-        patterns = Patterns(network, region.take(here), rows[here], centre.note)
-        work.close(centre, *patterns.explore([cell], centre.best, centre.deadline), patterns.is_stopped)
-    return work.answer(start.jacobian, CLOSED, every_row=True)
+
+    def turn(
+        centre: Centre, region: Region, rows: Tensor, masks: Preactivations, bounds: JacobianBounds
+    ) -> tuple[Tensor, Witness, bool]:
+        patterns = Patterns(network, region, rows, centre.note)
+        cell = Cell(region, torch.arange(rows.shape[1]), masks, bounds)
+        upper, best = patterns.explore([cell], centre.best, centre.deadline)
+        return upper, best, patterns.is_stopped
+
+    return refine(problem, turn, every_row=True)
 
 
 @dataclass
@@ -118,8 +106,6 @@ class Patterns:
         self.margin = margin_of(network)
         self.whole = WholeNetwork(network)
         self.is_stopped = False
-        self.programs = 0
-        self.leaves = 0
 
     def explore(
         self, cells: list[Cell], best: Witness, deadline: float, *, largest_only: bool = False
@@ -208,7 +194,6 @@ class Patterns:
     def _meet(self, cell: Cell) -> bool:
         """Whether the cell has an interior point, as far as is known; finds one."""
         assert cell.planes is not None
-        self.programs += 1
         found = deepest(cell.region, cell.planes)
         if found.slack < -self.margin:
             return False
@@ -243,7 +228,6 @@ class Patterns:
             unit = self._first_open(cell, index, slopes, scores)
             if unit is None:
                 if cell.is_met:
-                    self.leaves += 1
                     self._close(cell)
             elif cell.is_met:
                 chosen.append((cell, unit))

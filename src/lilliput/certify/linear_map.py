@@ -246,21 +246,3 @@ class Positive(LinearMap):
         pull_back = torch.func.vjp(self.function, g.new_zeros((len(g), *self.inputs)))[1]
         (x,) = pull_back(g)
         return x
-
-
-class Difference(LinearMap):
-    """One map without negative entries minus another; no element is read by both, so ``|W|`` is their sum."""
-
-    def __init__(self, plus: LinearMap, minus: LinearMap) -> None:
-        self.plus, self.minus = plus, minus
-        self.inputs, self.outputs = plus.inputs, plus.outputs
-
-    def apply(self, x: Tensor, absolute: bool = False) -> Tensor:
-        """See :class:`LinearMap`."""
-        plus, minus = self.plus.apply(x), self.minus.apply(x)
-        return plus + minus if absolute else plus - minus
-
-    def transpose(self, g: Tensor, absolute: bool = False) -> Tensor:
-        """See :class:`LinearMap`."""
-        plus, minus = self.plus.transpose(g), self.minus.transpose(g)
-        return plus + minus if absolute else plus - minus

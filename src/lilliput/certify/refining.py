@@ -6,11 +6,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from lilliput.certify.alpha import trained_preactivations
 from lilliput.certify.interval import Interval
+from lilliput.certify.jacobian import JacobianBounds
+from lilliput.certify.preactivation import Preactivations, preactivations
 from lilliput.certify.problem import Answer, Problem
-from lilliput.certify.witness import Witness
+from lilliput.certify.propagated import answer_from
+from lilliput.certify.region import Region
+from lilliput.certify.walk import walk
+from lilliput.certify.witness import Witness, search
+
+CLOSED = 1e-10
+"""Relative difference below which a bound counts as reached."""
+_WALKS = 0.25
+"""Share of the time that the first walk for a lower bound may take."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +42,36 @@ class Centre:
         return slice(self.index, self.index + 1)
 
 
+Turn = Callable[[Centre, Region, Tensor, Preactivations, JacobianBounds], tuple[Tensor, Witness, bool]]
+"""One centre's refining: from its region, rows, masks and bounds to each row's upper bound, the best points, whether it was interrupted."""
+
+
+def refine(problem: Problem, turn: Turn, *, every_row: bool = False) -> Answer:
+    """Bounds by trained lines, points by search and walk, then each centre's turn.
+
+    Args:
+        every_row: the answer is exact where all rows are closed, not just the largest.
+    """
+    network, region, rows = problem.network, problem.region, problem.rows
+    started = time.perf_counter()
+    masks = preactivations(network, region)
+    loose, bounds = answer_from(problem, masks)
+    if region.eps == 0 or not network.gates or not bool(loose.norm.isfinite().all()):
+        return loose
+    masks = trained_preactivations(network, region, masks, problem.alpha_steps if problem.time_limit > 0 else 0)
+    start, bounds = answer_from(problem, masks, within=bounds)
+    found = search(network, region, rows, seed=problem.seed)
+    if problem.time_limit > 0:
+        found = walk(network, region, rows, found, masks=masks, deadline=started + _WALKS * problem.time_limit)
+    work = _Refining(problem, started, torch.minimum(loose.norm, start.norm), found)
+    for centre in work.centres():
+        here = centre.here
+        work.close(centre, *turn(centre, region.take(here), rows[here], masks.take(here), bounds.take(here)))
+    return work.answer(start.jacobian, every_row)
+
+
 @dataclass
-class Refining:
+class _Refining:
     """Bounds of all centres, which get better one centre after the other."""
 
     problem: Problem
@@ -77,12 +117,12 @@ class Refining:
         self.is_stopped |= is_stopped
         self.note(centre.index, upper, best, 0)
 
-    def answer(self, jacobian: Callable[[], Interval], closed: float, every_row: bool = False) -> Answer:
-        """What was reached; ``closed`` is the relative gap below which a bound counts as met."""
+    def answer(self, jacobian: Callable[[], Interval], every_row: bool) -> Answer:
+        """What was reached."""
         upper, lower = self.upper, self.found.norm
         if not every_row:
             upper, lower = upper.amax(1), lower.amax(1)
-        if bool((upper <= lower * (1 + 10 * closed)).all()):
+        if bool((upper <= lower * (1 + 10 * CLOSED)).all()):
             status = "exact"
         elif self.is_stopped:
             status = "stopped"
