@@ -15,8 +15,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from lilliput.certify.lipschitz import check_centres, check_options, local_lipsc
 from lilliput.certify.radius import certified_radius, check_total_time_limit
 from lilliput.errors import ConfigError, DataError
 from lilliput.graph import Graph, trace
+from lilliput.training.progress import Bar
 
 Line = dict[str, Any]
 _LINES_PER_JOB = 4
@@ -190,7 +189,7 @@ def _each(
     if not known:
         _begin(out, header)
     items = [(index, X[index].detach().cpu().clone(), labels[index]) for index in missing]
-    for line in _computed(work, graph, items, out, n_jobs, _bar(len(X), len(known), progress), deadline):
+    for line in _computed(work, graph, items, out, n_jobs, Bar("certifying", len(X), len(known), progress), deadline):
         known[line["input"]] = line
     return [known[index] for index in range(len(X)) if index in known]
 
@@ -206,13 +205,13 @@ def _computed(
     items: list[tuple[int, Tensor, int | None]],
     out: Path,
     n_jobs: int | None,
-    bar: AbstractContextManager[Callable[[int], None]],
+    bar: Bar,
     deadline: float,
 ) -> list[Line]:
     from joblib import Parallel, delayed, effective_n_jobs
 
     lines: list[Line] = []
-    with out.open("a", encoding="utf-8") as file, bar as advance, Parallel(n_jobs=n_jobs) as parallel:
+    with out.open("a", encoding="utf-8") as file, bar, Parallel(n_jobs=n_jobs) as parallel:
         # With a deadline, one at a time for each process: it is overrun by no more than one input takes.
         at_once = effective_n_jobs(n_jobs) * (_LINES_PER_JOB if math.isinf(deadline) else 1)
         for start in range(0, len(items), at_once):
@@ -224,18 +223,8 @@ def _computed(
             file.flush()
             os.fsync(file.fileno())
             lines += found
-            advance(len(found))
+            bar.advance(len(found))
     return lines
-
-
-@contextmanager
-def _bar(total: int, done: int, progress: bool) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not progress) as drawn:
-        task = drawn.add_task("certifying", total=total, completed=done)
-        yield lambda count: drawn.advance(task, count)
 
 
 def _begin(out: Path, header: Line) -> None:

@@ -8,8 +8,6 @@ import zipfile
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -17,6 +15,7 @@ from jaxtyping import Int64
 from lilliput.errors import ConfigError, DataError
 from lilliput.evidence.atomic import write_bytes
 from lilliput.mcu.training.host_library import HostModel
+from lilliput.training.progress import Bar
 
 Samples = tuple[np.ndarray, np.ndarray]
 """int8 codes and classes."""
@@ -123,7 +122,7 @@ def train(
     else:
         done = Progress(model.get_params(), [], [(0, accuracy(model, validation))])
     codes, labels = samples
-    with _Bar(len(course), done.step, progress) as bar:
+    with Bar("adapting", len(course), done.step, progress) as bar:
         for step in range(done.step, len(course)):
             index = int(course.order[step])
             model.set_rate(int(course.rates[step]))
@@ -134,7 +133,9 @@ def train(
             if is_measured or (step + 1) % every == 0:
                 done.params = model.get_params()
                 done.save(checkpoint, identity)
-            bar.show(step + 1, done)
+            recent = done.losses_q16[-100:]
+            loss = sum(recent) / len(recent) / 2**16
+            bar.show(step + 1, f"loss {loss:.3f}  val {done.accuracy[-1][1]:.2%}")
     done.params = model.get_params()
     return done
 
@@ -152,42 +153,3 @@ def _identity(model: HostModel, course: Course, samples: Samples) -> str:
     for array in (course.order, course.rates, *samples):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-class _Bar:
-    """A bar on standard error, or nothing where it is not shown."""
-
-    def __init__(self, steps: int, done: int, is_shown: bool) -> None:
-        self._steps, self._done, self._is_shown = steps, done, is_shown
-        self._progress: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> _Bar:
-        if self._is_shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._progress = Progress(
-                TextColumn("adapting"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._progress.start()
-            self._task = self._progress.add_task("adapting", total=self._steps, completed=self._done, figures="")
-        return self
-
-    def show(self, step: int, done: Progress) -> None:
-        """So many steps are done."""
-        if self._progress is not None:
-            recent = done.losses_q16[-100:]
-            figures = f"loss {sum(recent) / len(recent) / 2**16:.3f}  val {done.accuracy[-1][1]:.2%}"
-            self._progress.update(self._task, completed=step, figures=figures)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()

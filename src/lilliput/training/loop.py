@@ -30,7 +30,7 @@ from lilliput.training.metrics import Loss
 from lilliput.training.optimizer import make_optimizer
 from lilliput.training.order import batch_count, epoch_batches
 from lilliput.training.process_state import cpu_threads, own_random_state, seed_everything
-from lilliput.training.progress import EpochBar
+from lilliput.training.progress import Bar
 from lilliput.training.schedule import learning_rate
 
 # Reading a loss makes a GPU wait, so steps between two looks at it; the step named is still the first that was not finite.
@@ -175,7 +175,7 @@ def _train(fabric: Any, task: _Task) -> tuple[FitResult, dict[str, Tensor]]:
         best = next((record for record in reversed(history) if record.is_best), None)
 
         run_seconds = 0.0
-        with EpochBar(config.epochs, resumed_after, task.progress and fabric.is_global_zero) as bar:
+        with Bar("training", config.epochs, resumed_after, task.progress and fabric.is_global_zero) as bar:
             for epoch in range(resumed_after + 1, config.epochs + 1):
                 if _is_out_of_patience(config, best, epoch - 1):
                     break
@@ -205,7 +205,7 @@ def _train(fabric: Any, task: _Task) -> tuple[FitResult, dict[str, Tensor]]:
                     )
                 if task.on_epoch is not None and fabric.is_global_zero:
                     task.on_epoch(record)
-                bar.show(record)
+                bar.show(epoch, f"loss {train_loss:.4f}  val {val_accuracy:.2%}  lr {lr:.2g}")
         assert best is not None
         result = FitResult(
             history=tuple(history),

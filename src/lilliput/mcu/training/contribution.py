@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from lilliput.mcu.training.float_mode import FloatMode, Frozen, deepest
 from lilliput.mcu.training.update_plan import UpdatePlan, select_channels, weighted_layers
 from lilliput.quantize.qgraph import QuantizedGraph
 from lilliput.training.labelled import as_labelled, to_network
+from lilliput.training.progress import Bar
 
 RATIOS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """The published shares of input channels."""
@@ -162,7 +163,7 @@ def contribution(
         samples,
         tuple(seeds),
     )
-    with _Bar(measure.runs(method), progress) as bar:
+    with Bar("contribution", measure.runs(method), 0, progress) as bar:
         known = _Cache(None if cache is None else Path(cache), measure.digest(method))
         return measure.finetune(known, bar.advance) if method == "finetune" else measure.fisher(bar.advance)
 
@@ -326,32 +327,6 @@ class _Cache:
         self.values[key] = accuracy
         if self.path is not None:
             write_json(self.path, {"digest": self.digest, "accuracies": self.values})
-
-
-class _Bar:
-    """A bar on standard error, or nothing where it is not shown."""
-
-    def __init__(self, total: int, is_shown: bool) -> None:
-        self._total, self._is_shown = total, is_shown
-        self._steps: Iterator[int] | None = None
-
-    def __enter__(self) -> _Bar:
-        if self._is_shown:
-            from rich.console import Console
-            from rich.progress import track
-
-            self._steps = iter(track(range(self._total), "contribution", console=Console(stderr=True)))
-            next(self._steps)
-        return self
-
-    def advance(self) -> None:
-        if self._steps is not None:
-            next(self._steps, None)
-
-    def __exit__(self, *_: object) -> None:
-        if self._steps is not None:
-            for _step in self._steps:
-                pass
 
 
 def _codes(qgraph: QuantizedGraph, split: Any, what: str) -> Samples:
