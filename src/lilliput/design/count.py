@@ -162,6 +162,6 @@ def _memory(
             bytes_alive = peak_bytes(orders, block.kind, symbols, block.kernel, map_sides, stride)
             peak = max(peak, int(bytes_alive) + (held if is_tiled else 0))
     tail = {"in": widths[-1], "out": structure.head, "classes": num_classes}
-    for form in tail_forms(rules, structure.head > 0, is_aligned):
+    for form in tail_forms(rules, structure.head > 0, maps.end_side, is_aligned):
         peak = max(peak, form_bytes(form, tail, [maps.end_side]))
     return int(peak)

@@ -268,7 +268,7 @@ def _sram(problem: Problem, widths: Any, blocks: list[_SuperBlock], ends: Mappin
                 here = here + held
             peak = np.maximum(peak, here if is_first else np.where(block.layers > 1, here, 0))
     tail = {"in": widths[-1], "out": space.head, "classes": space.num_classes}
-    for form in tail_forms(rules, space.head > 0, space.is_aligned):
+    for form in tail_forms(rules, space.head > 0, space.sides[-1], space.is_aligned):
         peak = np.maximum(peak, form_bytes(form, tail, [space.sides[-1]]))
     return peak
 

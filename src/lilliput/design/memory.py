@@ -2,7 +2,7 @@
 
 Two sets of rules. *graph*: what ``Graph.live_memory(inplace=True)`` counts of the built network, in the order it is written. *chip*: what
 the microcontroller's planner reaches for the same network at int8: additions fused into the layer before them and written over the skip
-tensor, pooling and narrowing 1x1 convolutions in place, the best order of a block's branches, and the kernels' working memory.
+tensor, pooling and 1x1 convolutions in place, the best order of a block's branches, and the kernels' working memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Facts:
     in_place: frozenset[int] = frozenset()
     """Convolutions over all channels that may write over their input, by index; ``PROJECTION`` is the shortcut's."""
     is_in_place_certain: bool = True
-    """If not, a step that may write over its input counts the larger of the two alone: no network needs less."""
+    """If not, whatever may write over its input is taken to do so: no network needs less."""
 
 
 PROJECTION = -1
@@ -50,7 +50,8 @@ def in_place_claims(
 ) -> dict[int, Any]:
     """For each convolution over all channels whether its sizes let it write over its input; sizes may be numbers or arrays.
 
-    The kernels write two output pixels after both windows are read: the result must not overtake what is still to be read.
+    The kernels write two output pixels after both windows are read: the result must not overtake what is still to be read. Of a 1x1
+    convolution it never does, because a longer result has its input in its last bytes.
     """
     claims = {}
     for index, row in enumerate(block.convs):
@@ -61,9 +62,9 @@ def in_place_claims(
         if row.has_stride and is_first and stride == 2:
             claims[index] = ((own == 1) & (result <= 2 * source)) | ((own == 3) & (2 * result <= 3 * source))
         else:
-            claims[index] = (own == 1) & (result <= source)
+            claims[index] = own == 1
     if block.shortcut == "projection" and is_first:
-        claims[PROJECTION] = symbols["out"] <= symbols["in"]
+        claims[PROJECTION] = True
     return claims
 
 
@@ -99,13 +100,15 @@ def block_forms(
     elif block.shortcut == "projection" and is_first:
         count = len(block.convs)
         orders = (
-            [table.projected(count)] if rules == "graph" else [table.projected(after) for after in range(count + 1)]
+            [table.projected(count)]
+            if rules == "graph"
+            else [table.projected(after, first) for first in (False, True) for after in range(count + 1)]
         )
     elif (block.shortcut == "projection" and not is_first) or (block.shortcut == "same" and has_skip):
         orders = [table.identity()]
     else:
         orders = [table.body("x", "z")]
-    return tuple(dict.fromkeys(tuple(_liveness(steps, table.buffers, facts.is_in_place_certain)) for steps in orders))
+    return tuple(dict.fromkeys(tuple(_liveness(steps, table.buffers)) for steps in orders))
 
 
 class _Table:
@@ -217,14 +220,14 @@ class _Table:
         return [project, _Step((skip, "projected"), result, (skip, "projected"))]
 
 
-def _liveness(steps: Sequence[_Step], buffers: Mapping[str, Term], is_in_place_certain: bool) -> list[Form]:
+def _liveness(steps: Sequence[_Step], buffers: Mapping[str, Term]) -> list[Form]:
     last = {name: index for index, step in enumerate(steps) for name in step.reads}
     last["z"] = len(steps)
     alive, forms = ["x"], []
     for index, step in enumerate(steps):
         host = next((name for name in step.hosts if last[name] == index), None)
         during = [alive if host is not None else [*alive, step.writes]]
-        if host is not None and not is_in_place_certain:
+        if host is not None and buffers[host] != buffers[step.writes]:  # the longer of the two counts
             during.append([step.writes if name == host else name for name in alive])
         forms += [Form((*(buffers[name] for name in names), *step.scratch), step.ring) for names in during]
         alive = [name for name in [*alive, step.writes] if last[name] > index]
@@ -282,11 +285,18 @@ def stem_form(rules: Rules, taps: int, channels: int, has_resident_input: bool, 
     return Form(tuple(terms))
 
 
-def tail_forms(rules: Rules, has_head: bool, is_aligned: bool = True) -> tuple[Form, ...]:
+def tail_forms(rules: Rules, has_head: bool, last_side: int, is_aligned: bool = True) -> tuple[Form, ...]:
     """After the last block: ``in`` its width, ``out`` the head's, ``classes``; position 0 is the last map."""
     factor = 4 if is_aligned else 5
     scratch = (Term(factor, ("in",)),) if rules == "chip" else ()
-    head = (Form((Term(1, ("in",), 0), Term(1, ("out",), 0), *scratch)),) if has_head else ()
+    maps = Term(1, ("in",), 0), Term(1, ("out",), 0)
+    head: tuple[Form, ...] = ()
+    if (
+        has_head and rules == "chip" and last_side > 1
+    ):  # on one pixel it runs as a linear layer, whose result lies apart
+        head = tuple(Form((each, *scratch)) for each in maps)
+    elif has_head:
+        head = (Form((*maps, *scratch)),)
     last = "out" if has_head else "in"
     pooled = () if rules == "chip" else (Term(1, (last,)),)
     return (*head, Form((Term(1, (last,), 0), *pooled)), Form((Term(1, (last,)), Term(1, ("classes",)))))

@@ -389,7 +389,7 @@ class Program:
                 on_tiles = is_tiled and (is_first or (patches is not None and index < patches.blocks - 1))
                 found += [[*row, *held] if on_tiles else row for row in best]
         numbers = {"classes": space.num_classes} | ({"out": space.head} if space.head else {})
-        for form in tail_forms("chip", space.head > 0, space.is_aligned):
+        for form in tail_forms("chip", space.head > 0, space.sides[-1], space.is_aligned):
             areas = [space.sides[-1] ** 2]
             found.append([self._row(term, {"in": m}, 0, areas, -1, numbers) for term in form.terms])
         return found

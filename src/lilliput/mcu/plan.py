@@ -158,7 +158,8 @@ class Plan:
         A part that is moved within its buffer may begin anywhere after the output.
         """
         first, start = self.offsets[name], self.offsets[step.output]
-        is_there = first >= start if isinstance(step.op, (Crop, Paste)) else first == start
+        longer = self.qgraph.tensors[step.output].bytes - self.qgraph.tensors[name].bytes
+        is_there = first >= start if isinstance(step.op, (Crop, Paste)) else first == start + max(0, longer)
         return self.storage[name] == step.overwrites and is_there
 
     def is_read(self, step: Step) -> bool:
@@ -251,6 +252,8 @@ def plan(
         raise ConfigError(f"input='{input}': must be 'resident' or 'stream'")
     if isinstance(schedule, str) and schedule not in ("auto", "whole", "smallest"):
         raise ConfigError(f"schedule='{schedule}': must be 'auto', 'whole', 'smallest', or Patches(...) or Rows(...)")
+    if alignment < 1:
+        raise ConfigError(f"alignment={alignment}: must be 1 or more bytes; try alignment=4")
     search = Search(qgraph, in_place, fuse_add, alignment, input == "stream")
 
     def made(found: Found) -> Plan:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import accumulate
 
-from lilliput.mcu.arena import Block
+from lilliput.mcu.arena import Block, Tie
 
 _MOST_STATES = 10_000
 """Sets of finished tasks that the exact search may look at before the beam takes over."""
@@ -27,7 +27,8 @@ class Task:
     writes: str | None
     """The buffer it makes; none where it only gives another name to one."""
     hosts: tuple[str, ...] = ()
-    """Buffers among those read that the result may be written over, if nobody needs them afterwards; best first, none smaller than it."""
+    """Buffers among those read that the result may be written over, if nobody needs them afterwards; best first. Of one that is smaller
+    than the result, the bytes are the result's last."""
     after: tuple[int, ...] = ()
     """Indices of the tasks that must have run before."""
     scratch_bytes: int = 0
@@ -39,8 +40,8 @@ class Timeline:
     """Lifetimes under one order. Step i is the i-th task; at step ``len(tasks)`` the caller reads the outputs."""
 
     blocks: tuple[Block, ...]
-    tied: tuple[tuple[str, str], ...]
-    """A buffer and the one that is written over it: both start at the same byte."""
+    tied: tuple[Tie, ...]
+    """A buffer and the one that is written over it."""
     hosts: tuple[str | None, ...]
     """For each task the buffer its result is written over, if any."""
     live_bytes: tuple[int, ...]
@@ -57,7 +58,8 @@ def timeline(
 ) -> Timeline:
     """Lifetimes of all buffers when the tasks run as listed.
 
-    Inputs are alive from step 0 until they are last read, outputs until the caller has read them.
+    Inputs are alive from step 0 until they are last read, outputs until the caller has read them. While a result is written over another
+    buffer their bytes count once, as those of the longer: a buffer between two that cover it may be alive at no step.
     """
     end = len(tasks)
     last = dict.fromkeys(outputs, end)
@@ -65,23 +67,32 @@ def timeline(
         for name in task.reads:
             last.setdefault(name, step)
     start = dict.fromkeys(inputs, 0)
+    stop: dict[str, int] = {}
     hosts: list[str | None] = []
+    tied: list[Tie] = []
     for step, task in enumerate(tasks):
         host = next((name for name in task.hosts if last[name] == step), None) if task.writes is not None else None
         hosts.append(host)
-        if task.writes is not None:
-            # A result that takes over a buffer is counted from the next step on: during this one the bytes are its host's.
-            start[task.writes] = step if host is None else step + 1
+        if task.writes is None:
+            continue
+        start[task.writes] = step
+        if host is not None:
+            longer = sizes_bytes[task.writes] - sizes_bytes[host]
+            tied.append(Tie(host, task.writes, -max(0, longer)))
+            if longer > 0:
+                stop[host] = step
+            else:
+                start[task.writes] = step + 1
     blocks = tuple(
-        Block(name, sizes_bytes[name], begin, max(last.get(name, begin), begin) + 1) for name, begin in start.items()
+        Block(name, sizes_bytes[name], begin, stop.get(name, max(last.get(name, begin), begin) + 1))
+        for name, begin in start.items()
     )
-    tied = tuple((host, task.writes) for host, task in zip(hosts, tasks, strict=True) if host and task.writes)
     change = [0] * (end + 2)
     for block in blocks:
         change[block.start] += block.size_bytes
         change[min(block.stop, end + 1)] -= block.size_bytes
     live = list(accumulate(change[: end + 1]))
-    return Timeline(blocks, tied, tuple(hosts), tuple(live))
+    return Timeline(blocks, tuple(tied), tuple(hosts), tuple(live))
 
 
 def best_order(
@@ -122,17 +133,21 @@ class _Program:
         ]
         ends = [[name for name in dict.fromkeys(task.reads) if name not in outputs] for task in tasks]
         self.ends = [[(sizes[name], readers[name]) for name in names] for names in ends]
-        self.host_readers = [
-            [readers[name] for name in task.hosts if name not in outputs] if task.writes is not None else []
+        self.hosts = [
+            [(readers[name], max(0, sizes[task.writes] - sizes[name])) for name in task.hosts if name not in outputs]
+            if task.writes is not None
+            else []
             for task in tasks
-        ]
+        ]  # who reads each, and the bytes by which the result is longer
         # what the hungriest task takes in any order
         self.floor_bytes = max((self._least_bytes(task, sizes) for task in tasks), default=0)
 
     @staticmethod
     def _least_bytes(task: Task, sizes: Mapping[str, int]) -> int:
         read = sum(sizes[name] for name in set(task.reads)) + task.scratch_bytes
-        return read if task.writes is None or task.hosts else read + sizes[task.writes]
+        if task.writes is None:
+            return read
+        return read + min([sizes[task.writes], *(max(0, sizes[task.writes] - sizes[name]) for name in task.hosts)])
 
     def has_one_order(self) -> bool:
         """Each task waits for the one before it."""
@@ -156,9 +171,9 @@ class _Program:
                 continue
             missing = ~(done | bit)
             during, after = live + self.out[task], live + self.out[task]
-            for readers in self.host_readers[task]:
-                if not readers & missing:
-                    during = live
+            longer = next((longer for readers, longer in self.hosts[task] if not readers & missing), None)
+            if longer is not None:
+                during = live + longer
             for size, readers in self.ends[task]:
                 if not readers & missing:
                     after -= size

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int8
 
 from lilliput.errors import DataError
-from lilliput.mcu.arena import PackingError
+from lilliput.mcu.arena import Block, PackingError
 from lilliput.mcu.views import first_byte
 from lilliput.quantize.qgraph import Crop, Paste
 
@@ -89,11 +89,21 @@ def _carry_out(plan: Plan, arena: np.ndarray, index: int, step: Step, item: np.n
             values = {**{name: codes[None] for name, codes in read.items()}, step.op.name: result}
             result = evaluate(step.fused_add, [values[name] for name in step.fused_add.inputs], graph)
         written(step, plan, output)[...] = result[0]
-    ending = [block for block in plan.blocks if block.stop == index + 1]
-    following = {plan.offsets[block.name]: block.size_bytes for block in plan.blocks if block.start == index + 1}
-    for block in ending:
-        first = plan.offsets[block.name]
-        arena[first + following.get(first, 0) : first + block.size_bytes] = POISON
+    over = np.zeros(plan.arena_bytes, dtype=bool)
+    for block in plan.blocks:
+        if block.stop == index + 1:
+            over[_place(plan, block)] = True
+    for (
+        block
+    ) in plan.blocks:  # what begins now may lie on what ends: it is written, or reads its input there, in the next step
+        if block.start == index + 1:
+            over[_place(plan, block)] = False
+    arena[over] = POISON
+
+
+def _place(plan: Plan, block: Block) -> slice:
+    first = plan.offsets[block.name]
+    return slice(first, first + block.size_bytes)
 
 
 def verify_ownership(plan: Plan) -> None:

@@ -17,16 +17,21 @@ from mcu.training.cases import sparse
 from mcu.training.published_networks import SCHEMES, published, ratios_of
 
 
-def test_mobilenet_at_128_is_refused_whole_accepted_at_96_and_fits_by_rows() -> None:
+def test_mobilenet_at_128_is_refused_apart_and_fits_by_overlap_or_by_rows() -> None:
     qgraph = mobilenet_v2(128, 0.35)
     options = {"num_classes": 10, "optimizer": SGD(0.003), "sram": "256KB"}
     with pytest.raises(BudgetError) as refused:
+        compile_training(qgraph, sparse(qgraph), schedule="whole", in_place=False, **options)
+    # the largest pair of maps, 64x64x48 and 32x32x48, lives with all that is trained
+    assert bound_of(refused) >= (64 * 64 + 32 * 32) * 48 + 34_922 > 262_144
+    assert "'t4' (Conv2d, module 'layers.4', prefix, 246,196 bytes alive)" in str(refused.value)
+
+    # with its input in its last bytes the larger of the two is all there is; with weights of two bytes that is still too much
+    with pytest.raises(BudgetError) as refused:
         compile_training(qgraph, sparse(qgraph), schedule="whole", **options)
     message = str(refused.value)
-    # the largest pair of maps, 64x64x48 and 64x64x8, lives with all that is trained
-    bound = int(re.search(r"needs at least ([\d,]+) bytes", message).group(1).replace(",", ""))
-    assert bound >= 64 * 64 * (48 + 8) + 34_922 > 262_144
-    assert "'t3' (Conv2d, module 'layers.3', prefix, 229,408 bytes alive)" in message
+    assert 64 * 64 * 48 + 34_922 <= bound_of(refused) < 64 * 64 * (48 + 8) + 78_344
+    assert "'t4' (Conv2d, module 'layers.4', prefix, 197,044 bytes alive)" in message
     assert "schedule='auto' (needs 248,812, with 8 rows at a time to 't4')" in message
     # what is proposed does fit
     size = int(re.search(r"an image of (\d+)x\1 ", message).group(1))
@@ -39,10 +44,19 @@ def test_mobilenet_at_128_is_refused_whole_accepted_at_96_and_fits_by_rows() -> 
     at_96 = mobilenet_v2(96, 0.35)
     assert compile_training(at_96, sparse(at_96), schedule="whole", **options).sram_bytes <= 262_144
 
-    fitted = compile_training(qgraph, sparse(qgraph), schedule=Rows("t4", 8), **options)
-    assert fitted.sram_bytes == 248_812
-    fitted.prefix.verify()
-    fitted.placement.verify()
+    by_overlap = compile_training(
+        qgraph, sparse(qgraph), schedule="whole", **options | {"optimizer": SGD(0.003, master="int8")}
+    )
+    by_rows = compile_training(qgraph, sparse(qgraph), schedule=Rows("t4", 8), **options)
+    assert by_overlap.sram_bytes <= 262_144
+    assert by_rows.sram_bytes == 248_812
+    for fitted in (by_overlap, by_rows):
+        fitted.prefix.verify()
+        fitted.placement.verify()
+
+
+def bound_of(refused: pytest.ExceptionInfo[BudgetError]) -> int:
+    return int(re.search(r"needs at least ([\d,]+) bytes", str(refused.value)).group(1).replace(",", ""))
 
 
 def test_a_report_adds_up_and_names_what_binds() -> None:
