@@ -33,7 +33,7 @@ class Block:
     start: int
     """First step at which it is alive."""
     stop: int
-    """First step at which it is no longer alive: half open, as in ``range``. Equal to ``start`` where its bytes are another's throughout."""
+    """First step at which it is no longer alive: half open, as in ``range``. Equal to ``start`` where its bytes are always another's."""
 
     def __post_init__(self) -> None:
         if self.size_bytes < 0:
