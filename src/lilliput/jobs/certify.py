@@ -20,7 +20,7 @@ from lilliput.evidence import Evidence, Run
 if TYPE_CHECKING:
     import torch
 
-    from lilliput.jobs.certify_subject import Subject
+    from lilliput.jobs.trained_network import Subject
 
 Clip = tuple[float, float]
 
@@ -149,7 +149,8 @@ def certify(config: CertifyConfig) -> Run:
     """
     from lilliput.certify import METHODS
     from lilliput.jobs import certify_report
-    from lilliput.jobs.certify_subject import load_center, load_subject
+    from lilliput.jobs.certify_center import load_center
+    from lilliput.jobs.trained_network import load_subject
 
     if config.method not in METHODS:
         raise ConfigError(f"method='{config.method}': must be one of {', '.join(METHODS)}")
@@ -193,7 +194,7 @@ def _bound(config: CertifyConfig, run: Run, subject: Subject, center: torch.Tens
     import torch
 
     from lilliput.certify import METHODS, local_lipschitz, lower
-    from lilliput.jobs.certify_subject import class_names
+    from lilliput.jobs.trained_network import class_names
 
     clip = config.range(is_build=subject.build is not None)
     outputs, _ = lower(subject.graph).run(center[None].double())
