@@ -46,11 +46,9 @@ def assert_same(one, other):
     ("method", "options"),
     [
         ("bab", {}),
-        ("bab", {"norm": "2"}),
         ("bab", {"model": mlp(4, 8, 8, 2, act=nn.Tanh, gain=2.0)}),
         ("bab", {"dtype": "float32", "outputs": "margins", "y": 1}),
         ("bab", {"model": mlp(70, 10, 10, 2, gain=3.0), "centre": torch.zeros(70, dtype=torch.float64)}),
-        ("exact", {}),
         ("exact", {"norm": "1", "clip": (-0.3, 1)}),
     ],
 )
