@@ -145,3 +145,55 @@ def _until(entries, uppers):
             raise KeyboardInterrupt
 
     return progress
+
+
+def test_an_interrupt_of_the_linear_programs_loses_no_domain(tmp_path, monkeypatch):
+    from lilliput.certify import exact
+
+    model, centre = mlp(4, 9, 9, 3, seed=2, gain=1.5), torch.zeros(4, dtype=torch.float64)
+    constants = local_lipschitz(model, centre, 0.5, method="exact").per_output
+    solve, stops = exact.deepest, 0
+    for last in (2, 5, 8):
+        calls = []
+
+        def impatient(region, planes, calls=calls, last=last):
+            calls.append(1)
+            if len(calls) == last:
+                raise KeyboardInterrupt
+            return solve(region, planes)
+
+        monkeypatch.setattr(exact, "deepest", impatient)
+        path = tmp_path / f"{last}"
+        stopped = local_lipschitz(model, centre, 0.5, method="bab", is_interruptible=True, checkpoint=path)
+        stops += stopped.status == "stopped"
+        assert (stopped.per_output >= constants * (1 - 1e-12)).all()
+        monkeypatch.setattr(exact, "deepest", solve)
+        ended = local_lipschitz(model, centre, 0.5, method="bab", checkpoint=path)
+        assert ended.upper == pytest.approx(float(constants.max()), rel=1e-9)
+    assert stops == 3
+
+
+def test_time_that_is_over_in_the_linear_programs_leaves_their_domains_open(tmp_path, monkeypatch):
+    from lilliput.certify import exact
+
+    model, centre = mlp(4, 9, 9, 3, seed=2, gain=1.5), torch.zeros(4, dtype=torch.float64)
+    constants = local_lipschitz(model, centre, 0.5, method="exact").per_output
+    solve, clock = exact.deepest, exact.Patterns.refine
+    monkeypatch.setattr(exact.Patterns, "refine", lambda self, deadline, *note: clock(self, 0.0, *note))
+    monkeypatch.setattr(exact, "deepest", lambda *_: pytest.fail("there is no time"))
+
+    def progress(seconds, upper, low, open_domains):
+        heard.append(upper)
+        if len(heard) == 12:
+            raise KeyboardInterrupt
+
+    heard = []
+    monkeypatch.setattr("lilliput.certify.frontier.SECONDS_BETWEEN_NOTES", 0.0)
+    path = tmp_path / "kept"
+    options = {"method": "bab", "checkpoint": path, "time_limit": 600}
+    hurried = local_lipschitz(model, centre, 0.5, progress=progress, is_interruptible=True, **options)
+    assert (hurried.per_output >= constants * (1 - 1e-12)).all()
+    monkeypatch.setattr(exact, "deepest", solve)
+    monkeypatch.setattr(exact.Patterns, "refine", clock)
+    ended = local_lipschitz(model, centre, 0.5, **options)
+    assert hurried.upper > ended.upper == pytest.approx(float(constants.max()), rel=1e-9)

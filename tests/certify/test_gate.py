@@ -96,3 +96,13 @@ def test_a_networks_steps_compute_the_network():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(3, 2, 1), Fn(torch.tanh), nn.Flatten()).double().eval()
     x = torch.randn(4, 2, 7, 6, dtype=torch.float64)
     torch.testing.assert_close(lower(trace(model, x[:1])).run(x)[0], model(x))
+
+
+@pytest.mark.parametrize("module", GATES, ids=str)
+def test_a_kink_is_where_the_derivative_has_two_limits(module):
+    gate = gate_of(module)
+    z = torch.cat([torch.tensor([knot.at for knot in gate.knots], dtype=torch.float64), intervals()[0]])[:1000]
+    hair = 1e-12
+    jumps = (gate.slope(z + hair) - gate.slope(z - hair)).abs() > 1e-10
+    assert torch.equal(gate.is_at_kink(z), jumps)
+    assert bool(jumps.any()) or not gate.is_piecewise_linear

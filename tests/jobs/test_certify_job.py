@@ -159,23 +159,81 @@ def test_rigour_reaches_the_bound_and_the_radius(mlp_files, mlp_run, tmp_path):
     assert run.evidence["radius.certified"].value == radius
 
 
-def test_an_interrupt_ends_the_refining_and_the_report_has_what_was_reached(tmp_path, monkeypatch):
+@pytest.fixture
+def deep(tmp_path, monkeypatch) -> dict[str, object]:
+    """Options of a question that is not done in a few steps, each of which is told of."""
+    monkeypatch.setattr("lilliput.certify.frontier.SECONDS_BETWEEN_NOTES", 0.0)
+    monkeypatch.setattr("lilliput.certify.refining.SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("lilliput.certify.refining._SAVING", 1e9)
+    path = exported(mlp(4, 14, 14, 2, gain=1.5), torch.zeros(1, 4, dtype=torch.float64), tmp_path / "net.pt2")
+    return {"model": path, "center": "zeros", "eps": "0.5", "method": "bab", "time": 3600.0}
+
+
+def stopping(monkeypatch, notes, with_=KeyboardInterrupt) -> None:
+    """Make the next job's progress bar stop it at that entry of the trace."""
     heard = []
 
     @contextmanager
     def impatient(config):
         def press(seconds, upper, lower, open_domains):
             heard.append(upper)
-            if len(heard) == 4:
-                raise KeyboardInterrupt
+            if len(heard) == notes:
+                raise with_
 
         yield press
 
     monkeypatch.setattr("lilliput.jobs.certify._bar", impatient)
-    model = exported(mlp(4, 24, 24, 3, gain=2.0), torch.zeros(1, 4, dtype=torch.float64), tmp_path / "net.pt2")
-    run = certify(config(model, tmp_path, center="zeros", eps="0.5", method="bab", time=600.0))
-    assert "status: stopped" in (run.path / "report.html").read_text()
-    assert 0 < run.evidence["lipschitz.lower"].value < run.evidence["lipschitz.upper"].value <= heard[0]
+
+
+def bounds(run):
+    return run.result("bound")["upper"], run.result("bound")["lower"]
+
+
+def test_an_interrupt_ends_the_refining_and_another_run_continues_it(deep, tmp_path, monkeypatch):
+    stopping(monkeypatch, 4)
+    run = certify(config(**deep, tmp_path=tmp_path, out=str(tmp_path / "first")))
+    page = (run.path / "report.html").read_text()
+    assert "status: stopped" in page
+    assert "--continues" in page
+    assert 0 < run.evidence["lipschitz.lower"].value < run.evidence["lipschitz.upper"].value
+    stopping(monkeypatch, 4)
+    more = certify(config(**deep, tmp_path=tmp_path, out=str(tmp_path / "more"), continues=str(run.path)))
+    stopping(monkeypatch, 8)
+    whole = certify(config(**deep, tmp_path=tmp_path, out=str(tmp_path / "whole")))
+    assert bounds(more) == bounds(whole)
+    assert bounds(more) != bounds(run)
+    # The first is what it was: a third could continue it too.
+    stopping(monkeypatch, 4)
+    again = certify(config(**deep, tmp_path=tmp_path, out=str(tmp_path / "again"), continues=str(run.path)))
+    assert bounds(again) == bounds(more)
+
+
+def test_a_killed_run_is_resumed_in_the_middle_of_its_refining(deep, tmp_path, monkeypatch):
+    stopping(monkeypatch, 5, with_=ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        certify(config(**deep, tmp_path=tmp_path))
+    stopping(monkeypatch, 4)
+    run = certify(config(**deep, tmp_path=tmp_path, resume=True))
+    # The entry that was told last had not been saved.
+    stopping(monkeypatch, 8)
+    assert bounds(run) == bounds(certify(config(**deep, tmp_path=tmp_path, out=str(tmp_path / "whole"))))
+
+
+def test_what_cannot_be_continued_is_refused_and_leaves_the_name_free(deep, tmp_path, monkeypatch):
+    stopping(monkeypatch, 3)
+    stopped = certify(config(**deep, tmp_path=tmp_path, out=str(tmp_path / "stopped")))
+    done = certify(config(**deep | {"eps": "0.001"}, tmp_path=tmp_path, out=str(tmp_path / "done")))
+    assert done.result("bound")["status"] == "exact"
+    assert not (done.path / "artifacts" / "checkpoint.zip").exists()
+    for options, error, words in (
+        ({"continues": str(stopped.path), "method": "crown"}, ConfigError, "must be one of bab, exact"),
+        ({"continues": str(stopped.path), "eps": "0.4"}, ConfigError, "was begun with eps=0.5 and not 0.4"),
+        ({"continues": str(done.path)}, DataError, "has no checkpoint.zip among its artifacts"),
+        ({"continues": str(tmp_path / "nowhere")}, DataError, "there is no such directory"),
+    ):
+        with pytest.raises(error, match=words):
+            certify(config(**deep | options, tmp_path=tmp_path))
+        assert not list(tmp_path.glob("cert*"))
 
 
 def test_without_a_radius_there_is_no_word_of_one(mlp_run):

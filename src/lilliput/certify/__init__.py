@@ -1,9 +1,10 @@
 """Sound bounds of what a trained network can do: local Lipschitz constants by bound propagation."""
 
-from lilliput.certify.each import certify_each, model_hash, radius_each
+from lilliput.certify.each import certify_each, radius_each
 from lilliput.certify.jacobian import JacobianBounds, bound_jacobian
 from lilliput.certify.lipschitz import LocalLipschitz, local_lipschitz
 from lilliput.certify.method import METHODS, Answer, Problem
+from lilliput.certify.model_hash import model_hash
 from lilliput.certify.monotone import Monotonicity, Violation, monotonicity
 from lilliput.certify.network import SUPPORTED_OPS, Network, lower
 from lilliput.certify.preactivation import Preactivations, preactivations

@@ -15,20 +15,21 @@ dropped; exact leaves; trained lines at the root (``lilliput.certify.alpha``); s
 
 from __future__ import annotations
 
-import heapq
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from lilliput.certify.checkpoint import filled, named_leaves
 from lilliput.certify.domain import Domains, bounded, gate_halves, input_halves, root
 from lilliput.certify.exact import Cell, Patterns
+from lilliput.certify.frontier import CLOSED, Frontier, Tensors
 from lilliput.certify.jacobian import JacobianBounds
 from lilliput.certify.network import Network
 from lilliput.certify.preactivation import Preactivations
 from lilliput.certify.problem import Answer, Problem
-from lilliput.certify.refining import CLOSED, Centre, refine
+from lilliput.certify.refining import refine
 from lilliput.certify.region import Region
 from lilliput.certify.walk import walk
 from lilliput.certify.witness import Witness, norm_at
@@ -44,60 +45,41 @@ _STEPS_PER_WALK = 16
 def bab(problem: Problem) -> Answer:
     """Split until upper and lower bound of each centre's largest row meet, or ``time_limit`` is over."""
 
-    def turn(
-        centre: Centre, region: Region, rows: Tensor, masks: Preactivations, bounds: JacobianBounds
-    ) -> tuple[Tensor, Witness, bool]:
-        search = _Search(problem.network, region, rows, centre.best, masks, centre.note)
-        upper, best = search.run(root(problem.network, region, masks, bounds), centre.deadline)
-        return upper, best, search.is_stopped
+    def begin(region: Region, rows: Tensor, masks: Preactivations, bounds: JacobianBounds, best: Witness) -> _Search:
+        return _Search(problem.network, region, rows, masks, bounds, best)
 
-    return refine(problem, turn)
+    return refine(problem, begin)
 
 
-class _Search:
-    """The frontier of one centre."""
+class _Search(Frontier[tuple[Domains, int]]):
+    """The frontier of one centre; a part is a domain: one of several that were bounded together, and its place among them."""
 
     def __init__(
         self,
         network: Network,
         region: Region,
         rows: Tensor,
-        best: Witness,
         masks: Preactivations,
-        note: Callable[[Tensor, Witness, int], None],
+        bounds: JacobianBounds,
+        best: Witness,
     ) -> None:
-        self.masks = masks
-        """Of the whole region."""
-        self.network, self.region, self.rows, self.best, self.note = network, region, rows, best, note
-        self.done = torch.zeros_like(best.norm[0])
-        self.heap: list[tuple[float, int, Domains, int]] = []
-        self.count = self.steps = 0
-        self.is_stopped = False
+        """Of the whole region (1, ...), bounds of the gates' inputs and of the rows; points that were met."""
+        super().__init__(best)
+        self.network, self.region, self.rows, self.masks = network, region, rows, masks
         self.splits_inputs = network.inputs <= _FEW_INPUTS and region.norm == "inf"
+        self.root = root(network, region, masks, bounds)
+        self._push(self.root)
 
-    def run(self, domains: Domains, deadline: float) -> tuple[Tensor, Witness]:
-        """Each row's upper bound, and the best points."""
-        self._push(domains)
-        self.note(self._upper(), self.best, len(self.heap))
-        noted = time.perf_counter()
-        while self.heap and -self.heap[0][0] > self._goal() and time.perf_counter() < deadline and not self.is_stopped:
-            batch = self._pop()
-            try:
-                self._step(batch, deadline)
-                if time.perf_counter() > noted + 0.02:  # a look at all domains takes a while
-                    self.note(self._upper(), self.best, len(self.heap))
-                    noted = time.perf_counter()
-            except KeyboardInterrupt:
-                # Halves that were pushed already do no harm.
-                self._push(batch)
-                self.is_stopped = True
-        return self._upper(), self.best
+    def is_open(self) -> bool:
+        """Whether some domain exceeds what was found."""
+        return bool(self.heap) and -self.heap[0][0] > self._goal()
 
-    def _upper(self) -> Tensor:
+    def upper(self) -> Tensor:
+        """Upper bound of each row."""
         upper = self.done.tolist()
-        for bound, _, domains, index in self.heap:
+        for priority, _, (domains, index) in self.heap:
             row = int(domains.rows[index])
-            upper[row] = max(upper[row], -bound)
+            upper[row] = max(upper[row], -priority)
         return self.done.new_tensor(upper)
 
     def _goal(self) -> float:
@@ -112,20 +94,45 @@ class _Search:
             if bound <= goal:
                 self.done[row] = max(float(self.done[row]), bound)
             else:
-                self.count += 1
-                heapq.heappush(self.heap, (-bound, self.count, domains, index))
+                self.queue(-bound, (domains, index))
 
     def _pop(self) -> Domains:
         """Those with the largest bounds."""
         together: dict[int, tuple[Domains, list[int]]] = {}
         for _ in range(_BATCH):
-            if not self.heap or -self.heap[0][0] <= self._goal():
+            if not self.is_open():
                 break
-            _, _, domains, index = heapq.heappop(self.heap)
+            domains, index = self.take()
             together.setdefault(id(domains), (domains, []))[1].append(index)
         return Domains.joined([domains.take(torch.tensor(indices)) for domains, indices in together.values()])
 
-    def _step(self, batch: Domains, deadline: float) -> None:
+    def packed(self, parts: Sequence[tuple[Domains, int]]) -> Tensors:
+        """Open domains, and which of them were bounded together: steps take those in one piece."""
+        groups: dict[int, tuple[Domains, list[int]]] = {}
+        for domains, index in parts:
+            groups.setdefault(id(domains), (domains, []))[1].append(index)
+        if not groups:
+            return {}
+        numbers = {key: number for number, key in enumerate(groups)}
+        seen = dict.fromkeys(groups, 0)
+        places = []
+        for domains, _ in parts:
+            places.append((numbers[id(domains)], seen[id(domains)]))
+            seen[id(domains)] += 1
+        whole = Domains.joined([domains.take(torch.tensor(indices)) for domains, indices in groups.values()])
+        sizes = torch.tensor([len(indices) for _, indices in groups.values()])
+        return {"group": torch.tensor(places), "sizes": sizes} | named_leaves("domains", whole)
+
+    def unpacked(self, tensors: Tensors) -> list[tuple[Domains, int]]:
+        """The same domains, bounded together as they were."""
+        whole = filled(self.root, "domains", tensors, any_length=True)
+        # Copies, so that each group is let go with its last domain.
+        groups = [whole.take(some) for some in torch.arange(len(whole)).split(tensors["sizes"].tolist())]
+        return [(groups[group], index) for group, index in tensors["group"].tolist()]
+
+    def step(self, deadline: float) -> None:
+        """Points in the domains with the largest bounds; the end of those with few gates left, and halves of the others."""
+        batch = self._pop()
         self._meet(batch, deadline)
         slopes = batch.masks.slopes(self.network)
         undecided = sum((least < greatest).sum(1) for least, greatest in slopes)
@@ -134,7 +141,7 @@ class _Search:
         if bool(is_last.any()):
             self._finish(batch.take(is_last), deadline)
             batch = batch.take(~is_last)
-        if len(batch) and not self.is_stopped:
+        if len(batch):
             self._push(self._split(batch))
 
     def _meet(self, batch: Domains, deadline: float) -> None:
@@ -147,8 +154,9 @@ class _Search:
         if self.steps % _STEPS_PER_WALK == 0:
             start = walk(self.network, self.region, self.rows[:, row], start, masks=self.masks, deadline=deadline)
         if float(start.norm) > float(self.best.norm[0, row]):
-            self.best.norm[:, row], self.best.point[:, row] = start.norm, start.point
-        self.steps += 1
+            best = Witness(self.best.norm.clone(), self.best.point.clone())
+            best.norm[:, row], best.point[:, row] = start.norm, start.point
+            self.best = best
 
     def _finish(self, batch: Domains, deadline: float) -> None:
         if not self.network.is_piecewise_linear:
@@ -159,10 +167,16 @@ class _Search:
         for index in range(len(batch)):
             one = batch.take(slice(index, index + 1))
             cells.append(Cell(one.box, one.rows, one.masks, one.bounds, one.splits))
-        patterns = Patterns(self.network, self.region, self.rows)
-        most, self.best = patterns.explore(cells, self.best, deadline, largest_only=True)
-        self.done = torch.maximum(self.done, most)
+        patterns = Patterns(self.network, self.region, self.rows, cells, self.best, largest_only=True)
+        most, self.best = patterns.refine(deadline)
         self.is_stopped |= patterns.is_stopped
+        if (
+            patterns.is_open()
+        ):  # there was no time for all; the domains stay, and exceed nothing that was shown of their row
+            shown = torch.minimum(batch.bounds.norm, most[batch.rows][:, None])
+            self._push(replace(batch, bounds=replace(batch.bounds, norm=shown)))
+        else:
+            self.done = torch.maximum(self.done, most)
 
     def _split(self, parents: Domains) -> Domains:
         """Both halves of each domain, bounded, without empty ones."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.certify.lipschitz import check_centres, check_options, local_lipschitz, prepared
+from lilliput.certify.model_hash import model_hash
 from lilliput.certify.radius import certified_radius, check_total_time_limit
 from lilliput.errors import ConfigError, DataError
 from lilliput.graph import Graph, trace
@@ -136,21 +137,6 @@ class _Work:
             "per_output_lower": found.per_output_lower.tolist(),
             "status": found.status,
         }
-
-
-def model_hash(graph: Graph) -> str:
-    """SHA-256 of what the network computes: its graph, and its weights' names, shapes, types and bytes.
-
-    >>> model = nn.Linear(2, 1)
-    >>> len(model_hash(trace(model, torch.zeros(1, 2))))
-    64
-    """
-    digest = hashlib.sha256(str(graph.replace(name="model")).encode())
-    for name in sorted(graph.weights):
-        tensor = graph.weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _input_hash(x: Tensor, y: int | None) -> str:

@@ -16,18 +16,19 @@ Source: LipMIP (Jordan and Dimakis 2020, arXiv:2003.01219) for the problem; enum
 
 from __future__ import annotations
 
-import heapq
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lilliput.certify.checkpoint import filled, named_leaves
 from lilliput.certify.domain import MOST_CUTS, MOST_INPUTS, is_empty
 from lilliput.certify.flatness import Side, WholeNetwork
+from lilliput.certify.frontier import CLOSED, Frontier, Tensors
 from lilliput.certify.gate import Gate
 from lilliput.certify.halfspace import HalfSpaces
 from lilliput.certify.jacobian import JacobianBounds, bound_jacobian, joined
@@ -35,7 +36,7 @@ from lilliput.certify.network import Network
 from lilliput.certify.polyhedron import Array, Planes, affine_inputs, box, crossed, deepest, margin_of
 from lilliput.certify.preactivation import Preactivations, preactivations, stacked
 from lilliput.certify.problem import Answer, Problem
-from lilliput.certify.refining import CLOSED, Centre, refine
+from lilliput.certify.refining import refine
 from lilliput.certify.region import Region, joined_regions
 from lilliput.certify.witness import Witness, norm_at
 from lilliput.errors import ConfigError
@@ -57,15 +58,10 @@ def exact(problem: Problem) -> Answer:
         name = next(step.name for step in network.gates if not step.gate.is_piecewise_linear)
         raise ConfigError(f"method='exact' needs piecewise linear gates, and '{name}' is smooth; use method='crown'")
 
-    def turn(
-        centre: Centre, region: Region, rows: Tensor, masks: Preactivations, bounds: JacobianBounds
-    ) -> tuple[Tensor, Witness, bool]:
-        patterns = Patterns(network, region, rows, centre.note)
-        cell = Cell(region, torch.arange(rows.shape[1]), masks, bounds)
-        upper, best = patterns.explore([cell], centre.best, centre.deadline)
-        return upper, best, patterns.is_stopped
+    def begin(region: Region, rows: Tensor, masks: Preactivations, bounds: JacobianBounds, best: Witness) -> Patterns:
+        return Patterns(network, region, rows, [Cell(region, torch.arange(rows.shape[1]), masks, bounds)], best)
 
-    return refine(problem, turn, every_row=True)
+    return refine(problem, begin, every_row=True)
 
 
 @dataclass
@@ -91,7 +87,7 @@ class Cell:
     is_met: bool = False
 
 
-class Patterns:
+class Patterns(Frontier[Cell]):
     """The activation patterns of one domain."""
 
     def __init__(
@@ -99,29 +95,24 @@ class Patterns:
         network: Network,
         region: Region,
         rows: Tensor,
-        note: Callable[[Tensor, Witness, int], None] = lambda upper, best, cells: None,
+        cells: list[Cell],
+        best: Witness,
+        *,
+        largest_only: bool = False,
     ) -> None:
-        """Region and rows (1, rows, outputs) of one domain; ``note`` hears of each row's upper bound and the number of open cells."""
-        self.network, self.region, self.rows, self.note = network, region, rows, note
-        self.margin = margin_of(network)
-        self.whole = WholeNetwork(network)
-        self.is_stopped = False
-
-    def explore(
-        self, cells: list[Cell], best: Witness, deadline: float, *, largest_only: bool = False
-    ) -> tuple[Tensor, Witness]:
-        """Upper bound of each row over the cells, (rows,), and the best points.
+        """Of one domain.
 
         Args:
+            region: the domain's.
+            rows: (1, rows, outputs).
             cells: parts of the domain.
             best: what was found already; cells that cannot exceed it are not entered.
-            deadline: on ``time.perf_counter``'s clock.
             largest_only: give up on rows that cannot exceed what was found for any row; their bounds stay above their norm.
         """
-        self.best, self.largest_only = best, largest_only
-        self.done = torch.zeros_like(best.norm[0])
-        self.heap: list[tuple[float, int, Cell]] = []
-        self.count, noted = 0, time.perf_counter()
+        super().__init__(best)
+        self.network, self.region, self.rows, self.largest_only = network, region, rows, largest_only
+        self.margin = margin_of(network)
+        self.whole = WholeNetwork(network)
         for cell in cells:
             cell.planes = cell.planes or Planes.none(self.network.inputs)
             if not len(cell.planes) and cell.point is None:
@@ -130,22 +121,14 @@ class Patterns:
                 cell.point = (low + high) / 2 if self.region.norm == "inf" else 0 * low
                 cell.is_met = True
             self._push(cell)
-        self.note(self._upper(), self.best, len(self.heap))
-        while self.heap and time.perf_counter() < deadline and not self.is_stopped:
-            taken: list[Cell] = []
-            try:
-                self._step(taken)
-                if time.perf_counter() > noted + 0.02:  # a look at all cells takes a while
-                    self.note(self._upper(), self.best, len(self.heap))
-                    noted = time.perf_counter()
-            except KeyboardInterrupt:
-                # Parts that were queued already do no harm.
-                for cell in taken:
-                    self._push(cell)
-                self.is_stopped = True
-        return self._upper(), self.best
+        self.first = cells[0]
 
-    def _upper(self) -> Tensor:
+    def is_open(self) -> bool:
+        """Whether there are cells left."""
+        return bool(self.heap)
+
+    def upper(self) -> Tensor:
+        """Upper bound of each row."""
         upper = self.done.clone()
         for _, _, cell in self.heap:
             upper[cell.which] = torch.maximum(upper[cell.which], cell.bounds.norm[0])
@@ -160,21 +143,78 @@ class Patterns:
         ratio = float((cell.bounds.norm[0] / self._goal()[cell.which].clamp(min=1e-300)).max())
         if ratio <= 1:
             self._close(cell)
-            return
-        self.count += 1
-        heapq.heappush(self.heap, (-ratio, self.count, cell))
+        else:
+            self.queue(-ratio, cell)
 
     def _close(self, cell: Cell, rows: Tensor | slice = slice(None)) -> None:
         which = cell.which[rows]
         self.done[which] = torch.maximum(self.done[which], cell.bounds.norm[0, rows])
 
-    def _step(self, taken: list[Cell]) -> None:
+    def packed(self, parts: Sequence[Cell]) -> Tensors:
+        """Cells of the whole domain's region, as ``exact`` makes them: what they have unlike many of is laid end to end."""
+        if not parts:
+            return {}
+        planes = [part.planes or Planes.none(self.network.inputs) for part in parts]
+        sides = [(side.gate, side.unit, side.sign) for each in planes for side in each.sides]
+        at = [side.at for each in planes for side in each.sides]
+        settled = [(index, *unit) for index, part in enumerate(parts) for unit in sorted(part.settled)]
+        none = np.full(self.network.inputs, np.nan)
+        return {
+            "lengths": torch.tensor([[len(part.which), len(each)] for part, each in zip(parts, planes, strict=True)]),
+            "which": torch.cat([part.which for part in parts]),
+            "A": torch.from_numpy(np.concatenate([each.A for each in planes])),
+            "b": torch.from_numpy(np.concatenate([each.b for each in planes])),
+            "sides": torch.tensor(sides, dtype=torch.int64).reshape(-1, 3),
+            "at": torch.tensor(at, dtype=torch.float64),
+            "gate": torch.tensor([[part.gate, part.has_given, part.is_met] for part in parts]),
+            "settled": torch.tensor(settled, dtype=torch.int64).reshape(-1, 3),
+            "point": torch.from_numpy(np.stack([none if part.point is None else part.point for part in parts])),
+        } | {
+            **named_leaves("masks", stacked([part.masks for part in parts])),
+            **named_leaves("bounds", joined([part.bounds.by_row() for part in parts])),
+        }
+
+    def unpacked(self, tensors: Tensors) -> list[Cell]:
+        """The same cells."""
+        masks = filled(self.first.masks, "masks", tensors, any_length=True)
+        bounds = filled(self.first.bounds.by_row(), "bounds", tensors, any_length=True)
+        A, b, points = (tensors[name].cpu().numpy() for name in ("A", "b", "point"))
+        sides = [
+            Side(gate, unit, at, sign)
+            for (gate, unit, sign), at in zip(tensors["sides"].tolist(), tensors["at"].tolist(), strict=True)
+        ]
+        settled: list[set[tuple[int, int]]] = [set() for _ in points]
+        for index, gate, unit in tensors["settled"].tolist():
+            settled[index].add((gate, unit))
+        cells, row, plane = [], 0, 0
+        for index, (count, planes) in enumerate(tensors["lengths"].tolist()):
+            rows, some = slice(row, row + count), slice(plane, plane + planes)
+            gate, has_given, is_met = tensors["gate"][index].tolist()
+            cells.append(
+                Cell(
+                    self.region,
+                    tensors["which"][rows],
+                    masks.take(slice(index, index + 1)),
+                    bounds.take(rows).by_row(),
+                    None,
+                    Planes(A[some], b[some], tuple(sides[some])),
+                    gate,
+                    bool(has_given),
+                    frozenset(settled[index]),
+                    None if np.isnan(points[index]).any() else points[index],
+                    bool(is_met),
+                )
+            )
+            row, plane = row + count, plane + planes
+        return cells
+
+    def step(self, deadline: float) -> None:
         """Take the cells with the largest bounds; drop those that are not met, and split the rest."""
         cells: list[Cell] = []
         goal = self._goal()
         while self.heap and len(cells) < _TOGETHER:
-            taken.append(heapq.heappop(self.heap)[2])
-            cell = self._of_open_rows(taken[-1], goal)
+            # A copy, for what is learnt of a cell must not outlast a step that is undone.
+            cell = self._of_open_rows(replace(self.take()), goal)
             if cell is not None and (cell.is_met or self._meet(cell)):
                 cells.append(cell)
         self._measure(cells)

@@ -60,6 +60,15 @@ class Gate:
                 greatest = torch.where(inside, torch.maximum(greatest, each), greatest)
         return least, greatest
 
+    def is_at_kink(self, z: Tensor) -> Tensor:
+        """Where the derivative jumps."""
+        is_at_kink = torch.zeros_like(z, dtype=torch.bool)
+        for knot in self.knots:
+            jumps = torch.as_tensor(knot.left != knot.right, device=z.device)
+            if bool(jumps.any()):
+                is_at_kink |= (z == knot.at) & jumps
+        return is_at_kink
+
     def extremes(self, k: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Least and greatest ``s(z) - k z`` over [lower, upper]; ``k`` may have more leading axes than the interval."""
         points = [lower, upper, *(self._clamp(knot.at, lower, upper) for knot in self.knots)]

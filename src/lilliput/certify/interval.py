@@ -78,6 +78,8 @@ def dual_norm(most: Tensor, norm: Norm, rigorous: bool) -> Tensor:
     """Of a row's elements, from their largest absolute values (..., n); surely no less, where that is asked for."""
     if rigorous:
         return length(most, DUAL[norm])
+    if DUAL[norm] == "1":
+        return most.sum(-1)  # a sixth of what vector_norm takes for it
     return torch.linalg.vector_norm(most, ord=float(DUAL[norm]), dim=-1)
 
 

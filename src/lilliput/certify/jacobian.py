@@ -392,4 +392,5 @@ def _relaxed(B: Tensor, line: _Line) -> tuple[Tensor, Tensor]:
     bias = dot(size, line.b_half)
     if line.b_mid is not None:
         bias = bias + dot(B, line.b_mid)
-    return (B * line.k_mid if line.k_half is None else torch.addcmul(B * line.k_mid, size, line.k_half)), bias
+    relaxed = B * line.k_mid
+    return (relaxed if line.k_half is None else relaxed.addcmul_(size, line.k_half)), bias

@@ -6,13 +6,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from lilliput.certify.checkpoint import Checkpoint, digest
 from lilliput.certify.interval import Interval
-from lilliput.certify.method import METHODS, UNCOUNTED, Problem
+from lilliput.certify.method import METHODS, REFINING, UNCOUNTED, Problem
+from lilliput.certify.model_hash import model_hash
 from lilliput.certify.network import Network, lower
 from lilliput.certify.region import DUAL, Norm, Region
 from lilliput.certify.witness import Witness, search
@@ -72,6 +75,7 @@ def local_lipschitz(
     rigorous: bool = False,
     progress: Callable[[float, float, float, int], None] | None = None,
     is_interruptible: bool = False,
+    checkpoint: str | Path | None = None,
 ) -> LocalLipschitz:
     """Bound ``sup ||J_j(x)||`` over the ball ``||x - x0|| <= eps``, for each row j of the outputs, from above and below.
 
@@ -88,7 +92,7 @@ def local_lipschitz(
         clip: least and greatest value that an input can have; the ball is cut to it.
         method: a name in ``METHODS``, from loosest and quickest to tightest.
         alpha_steps: of slope optimisation, for methods that have it.
-        time_limit: seconds, for methods that refine until it is over.
+        time_limit: seconds, for methods that refine until it is over; with a checkpoint, those of earlier calls count.
         seed: of the search for the lower bound.
         dtype: "float64" or "float32" for all arithmetic.
         rigorous: the upper bound holds in real arithmetic for the weights as they are stored: rounding of whatever is computed here is
@@ -96,9 +100,13 @@ def local_lipschitz(
         progress: called with each entry of the trace as it is made, by methods that refine.
         is_interruptible: an interrupt from the keyboard ends such a method with the bounds that it has, and status "stopped"; otherwise
             it is raised.
+        checkpoint: a file in which such a method keeps how far it came, every few seconds and at the end, however that comes. Where it
+            exists already the method goes on from it: with more ``time_limit``, as if it had not stopped before; where nothing is left
+            to do, the result is there at once. Parents are made.
     Raises:
-        ConfigError: an option outside what is allowed.
-        DataError: centres or weights that are NaN or infinite, of the wrong shape, or outside ``clip``.
+        ConfigError: an option outside what is allowed; the checkpoint is of another question (network, centres, radius, or any option but
+            the time).
+        DataError: centres or weights that are NaN or infinite, of the wrong shape, or outside ``clip``; a checkpoint that is damaged.
         GraphError: a model in training mode, or one that is no static graph.
         UnsupportedOpError: an operation without a rule, with its module.
     Source: Shi et al. 2022 (arXiv:2210.07394); for the parts, see the files of this room.
@@ -111,11 +119,31 @@ def local_lipschitz(
     check_options(float(eps), norm, clip, method, dtype, rigorous, outputs, y)
     precision = torch.float64 if dtype == "float64" else torch.float32
     matrix = outputs if isinstance(outputs, Tensor) else None
-    network, centres, is_single = prepared(model, x0, precision, matrix, rigorous)
+    graph = graph_of(model, x0)
+    network, centres, is_single = prepared(graph, x0, precision, matrix, rigorous)
     check_centres(centres, clip)
     rows = output_rows(network, outputs, y, len(centres))
     region = Region.ball(centres.flatten(1), float(eps), cast(Norm, norm), clip, rigorous=rigorous)
-    problem = Problem(network, region, rows, alpha_steps, float(time_limit), seed, progress, is_interruptible)
+    kept = None
+    if checkpoint is not None:
+        if method not in REFINING:
+            names = ", ".join(map(repr, REFINING))
+            raise ConfigError(
+                f"method={method!r} with a checkpoint: it does not refine, so none can be kept; use {names}"
+            )
+        question = _outputs_question(outputs, y) | {
+            "network": model_hash(graph),
+            "centre": digest(centres),
+            "eps": float(eps),
+            "norm": norm,
+            "clip": None if clip is None else [float(limit) for limit in clip],
+            "method": method,
+            "alpha_steps": alpha_steps,
+            "seed": seed,
+            "dtype": dtype,
+        }
+        kept = Checkpoint(Path(checkpoint), question)
+    problem = Problem(network, region, rows, alpha_steps, float(time_limit), seed, progress, is_interruptible, kept)
     started = time.perf_counter()
     with torch.no_grad():
         answer = METHODS[method](problem)
@@ -129,6 +157,12 @@ def local_lipschitz(
         )
     seconds = time.perf_counter() - started
     return _result(answer.norm, answer.jacobian, answer.status, answer.trace, witness, network, seconds, is_single)
+
+
+def _outputs_question(outputs: str | Tensor, y: int | Tensor | None) -> dict[str, object]:
+    if isinstance(outputs, Tensor):
+        return {"outputs": f"matrix {digest(outputs)}", "y": None}
+    return {"outputs": outputs, "y": torch.as_tensor(y).reshape(-1).tolist() if outputs == "margins" else None}
 
 
 def _result(
@@ -201,15 +235,8 @@ def prepared(
     model: nn.Module | Graph, x0: Tensor, precision: torch.dtype, matrix: Tensor | None, rigorous: bool = False
 ) -> tuple[Network, Tensor, bool]:
     """The lowered network, centres (B, *input) in its precision, and whether one centre without a batch was given."""
-    if not x0.numel():
-        raise DataError(f"x0 has shape {list(x0.shape)} and no element; give one centre or a batch of at least 1")
-    if isinstance(model, Graph):
-        graph = model
-        is_single = x0.dim() == len(graph.shape(graph.inputs[0])) - 1
-    else:
-        weight = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), x0)
-        _check_weights(model)
-        graph, is_single = _traced(model, x0.to(weight.device, weight.dtype))
+    graph = graph_of(model, x0)
+    is_single = x0.dim() == len(graph.shape(graph.inputs[0])) - 1
     network = lower(graph, precision, rigorous=rigorous)
     centres = (x0[None] if is_single else x0).to(network.device, precision)
     shape = network.shapes[network.input]
@@ -228,8 +255,19 @@ def prepared(
     return network, centres, is_single
 
 
-def _traced(model: nn.Module, x0: Tensor) -> tuple[Graph, bool]:
-    """The graph, and whether x0 has no batch axis: told by which of the two the model takes."""
+def graph_of(model: nn.Module | Graph, x0: Tensor) -> Graph:
+    """The network's graph, traced with one of the centres where it is not one already."""
+    if not x0.numel():
+        raise DataError(f"x0 has shape {list(x0.shape)} and no element; give one centre or a batch of at least 1")
+    if isinstance(model, Graph):
+        return model
+    weight = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), x0)
+    _check_weights(model)
+    return _traced(model, x0.to(weight.device, weight.dtype))
+
+
+def _traced(model: nn.Module, x0: Tensor) -> Graph:
+    """The graph; whether x0 has no batch axis is told by which of the two the model takes."""
     from lilliput.errors import GraphError
 
     # A module that names its input's size settles it; a batch of vectors and one image row would look alike to it.
@@ -241,7 +279,7 @@ def _traced(model: nn.Module, x0: Tensor) -> tuple[Graph, bool]:
         if not is_single and (x0.dim() < 2 or not len(x0)):
             continue
         try:
-            return trace(model, x0[None] if is_single else x0[:1]), is_single
+            return trace(model, x0[None] if is_single else x0[:1])
         except GraphError as error:
             first = first or error
     assert first is not None

@@ -49,6 +49,9 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
 }
 """Name to function, loosest first; of recurjac and zonotope either may be."""
 
+REFINING = ("bab", "exact")
+"""Methods that go on until a time, and can be taken up again."""
+
 UNCOUNTED: dict[str, str] = {
     "zonotope": "its symbols are carried in floating point, and what rounding adds to them is not charged",
     "bab": "it drops parts of the region by linear programs, which are solved in floating point",
@@ -56,4 +59,4 @@ UNCOUNTED: dict[str, str] = {
 }
 """Methods that cannot count rounding, and why."""
 
-__all__ = ["METHODS", "UNCOUNTED", "Answer", "Problem"]
+__all__ = ["METHODS", "REFINING", "UNCOUNTED", "Answer", "Problem"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
+from lilliput.certify.checkpoint import Checkpoint
 from lilliput.certify.interval import Interval
 from lilliput.certify.network import Network
 from lilliput.certify.region import Region
@@ -28,6 +29,8 @@ class Problem:
     """Hears of each entry of the trace as it is made: seconds, upper, lower, open domains."""
     is_interruptible: bool = False
     """An interrupt from the keyboard ends a method that refines with what it has, as status "stopped"."""
+    checkpoint: Checkpoint | None = None
+    """Where a method that refines keeps how far it came, and goes on from."""
 
 
 @dataclass(frozen=True)

@@ -30,16 +30,24 @@ def answer_from(
 ) -> tuple[Answer, JacobianBounds]:
     """The answer that bounds of the gates' inputs give, and the bounds of the Jacobian that it is made of."""
     network, rows, norm = problem.network, problem.rows, problem.region.norm
-    slopes = masks.slopes(network)
-    coupling = Coupling.of(network, problem.region, masks) if rule == "chord" else None
-    bounds = bound_jacobian(network, slopes, rows, norm, rule=rule, within=within, coupling=coupling)
+    bounds = bound_jacobian(
+        network, masks.slopes(network), rows, norm, rule=rule, within=within, coupling=_coupling(problem, masks, rule)
+    )
+    answer = Answer(no_more_than_product(problem, bounds.norm), lambda: elements(problem, masks, bounds, rule))
+    return answer, bounds
 
-    def jacobian() -> Interval:
-        return bound_jacobian(
-            network, slopes, rows, norm, rule=rule, within=bounds, tight_elements=True, coupling=coupling
-        ).jacobian
 
-    return Answer(no_more_than_product(problem, bounds.norm), jacobian), bounds
+def elements(problem: Problem, masks: Preactivations, bounds: JacobianBounds, rule: Rule = "chord") -> Interval:
+    """Every element of the Jacobian as tight as the rule makes it, from bounds of it that hold."""
+    network = problem.network
+    return bound_jacobian(
+        network, masks.slopes(network), problem.rows, problem.region.norm, rule=rule, within=bounds, tight_elements=True,
+        coupling=_coupling(problem, masks, rule),
+    ).jacobian  # fmt: skip
+
+
+def _coupling(problem: Problem, masks: Preactivations, rule: Rule) -> Coupling | None:
+    return Coupling.of(problem.network, problem.region, masks) if rule == "chord" else None
 
 
 def no_more_than_product(problem: Problem, norm: Tensor) -> Tensor:

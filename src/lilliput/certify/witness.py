@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lilliput.certify.interval import dual_norm
 from lilliput.certify.network import Activation, Network, sum_of
 from lilliput.certify.preactivation import rows_per_chunk
-from lilliput.certify.region import DUAL, Norm, Region
+from lilliput.certify.region import Norm, Region
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,11 @@ def jacobian_at(
         if isinstance(step, Activation):
             z = before[step.index]
             outer = outer.reshape(*lead, -1)
-            least, greatest = step.gate.slope_range(z, z)
-            is_open = least < greatest
-            if bool(is_open.any()):
+            is_at_kink = step.gate.is_at_kink(z)
+            if bool(is_at_kink.any()):
                 moves = _moves(network, before) if moves is None else moves
-                is_open = is_open & moves[step.index]
-            at_kink = is_open[:, None] & (outer != 0)
-            is_smooth &= ~at_kink.any(-1)
+                is_reached = (is_at_kink & moves[step.index])[:, None] & (outer != 0)
+                is_smooth &= ~is_reached.any(-1)
             _add(g, step.source, (outer * step.gate.slope(z)[:, None]).reshape(-1, *network.shapes[step.source]))
             continue
         for name, linear in step.terms:
@@ -91,7 +90,7 @@ def norm_at(network: Network, points: Tensor, rows: Tensor, norm: Norm) -> Tenso
     for start in range(0, len(points), at_once):
         some = slice(start, start + at_once)
         jacobian, is_smooth = jacobian_at(network, points[some], rows[some])
-        size = torch.linalg.vector_norm(jacobian, ord=float(DUAL[norm]), dim=-1)
+        size = dual_norm(jacobian.abs(), norm, rigorous=False)
         parts.append(torch.where(is_smooth & size.isfinite(), size, 0.0))
     return torch.cat(parts)
 

@@ -81,7 +81,7 @@ def load_backbone(given: str) -> Backbone:
     """
     path = Path(given)
     if path.is_file() and path.suffix != ".tflite":
-        from lilliput.jobs.certify_subject import load_subject
+        from lilliput.jobs.trained_network import load_subject
 
         subject = load_subject(given)
         return Backbone(subject.name, subject.graph, None, subject.digest)

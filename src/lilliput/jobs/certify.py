@@ -10,19 +10,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from lilliput.errors import ConfigError
+from lilliput.errors import ConfigError, DataError, LilliputError
 from lilliput.evidence import Evidence, Run
 
 if TYPE_CHECKING:
     import torch
 
-    from lilliput.jobs.certify_subject import Subject
+    from lilliput.jobs.trained_network import Subject
 
 Clip = tuple[float, float]
+_CHECKPOINT = "checkpoint.zip"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class CertifyConfig:
     Examples:
         lilliput certify runs/digits --center test:0 --eps 8/255 --out runs/cert
         lilliput certify net.pt2 --center x.npy --eps 0.05 --norm 2 --out runs/cert
-        lilliput certify net.pt2 --center zeros --eps 0.1 --outputs margins --method bab --time 60 --out runs/cert
+        lilliput certify net.pt2 --center zeros --eps 0.1 --method bab --time 60 --out runs/cert
+        lilliput certify net.pt2 --center zeros --eps 0.1 --method bab --time 600 --continues runs/cert --out runs/longer
         lilliput certify runs/digits --center test:3 --eps 2/255 --radius --out runs/cert
     """
 
@@ -54,6 +57,8 @@ class CertifyConfig:
     """A name of lilliput.certify.METHODS, from product, the loosest and quickest; an unknown one lists them."""
     time: float = 30.0
     """Seconds, for methods that refine until they are over (Ctrl-C ends them before, with what they have); a radius takes as many again."""
+    continues: str | None = None
+    """A finished run of the same question, by bab or exact, that time or Ctrl-C ended: go on from there; its seconds count in the time."""
     radius: bool = False
     """Certify a radius too: how far the center can be moved before the class that the network gives it could change."""
     rigorous: bool = False
@@ -61,7 +66,7 @@ class CertifyConfig:
     seed: int = 0
     """Of the search for points."""
     resume: bool = False
-    """Continue an interrupted run of the same config."""
+    """Continue an interrupted run of the same config; of bab and exact at most about 10 seconds are done again."""
     quiet: bool = False
     """Print nothing but the result."""
 
@@ -141,18 +146,23 @@ def certify(config: CertifyConfig) -> Run:
 
     Returns:
         The finished run; ``artifacts/witness.npy`` is the point where the lower bound was met, ``artifacts/jacobian.npz`` the bounds of
-        every element.
+        every element; ``artifacts/checkpoint.zip``, where bab or exact ended with something open, is what to go on from.
     Raises:
         ConfigError: the output directory exists, an option is out of range, or there is no such method.
-        DataError: no such network or run, or a center that does not suit it.
+        DataError: no such network or run, a center that does not suit it, or nothing to continue.
         GraphError, UnsupportedOpError: a network that cannot be traced, or an operation without a rule.
     """
-    from lilliput.certify import METHODS
+    from lilliput.certify.method import METHODS, REFINING
     from lilliput.jobs import certify_report
-    from lilliput.jobs.certify_subject import load_center, load_subject
+    from lilliput.jobs.certify_center import load_center
+    from lilliput.jobs.trained_network import load_subject
 
     if config.method not in METHODS:
         raise ConfigError(f"method='{config.method}': must be one of {', '.join(METHODS)}")
+    if config.continues is not None and config.method not in REFINING:
+        raise ConfigError(
+            f"continues='{config.continues}' with method='{config.method}': must be one of {', '.join(REFINING)}, which can be taken up"
+        )
     with Run.create(config.out, job="certify", config=config, seed=config.seed, resume=config.resume) as run:
         with run.step("load network") as step:
             subject = load_subject(config.model)
@@ -193,7 +203,7 @@ def _bound(config: CertifyConfig, run: Run, subject: Subject, center: torch.Tens
     import torch
 
     from lilliput.certify import METHODS, local_lipschitz, lower
-    from lilliput.jobs.certify_subject import class_names
+    from lilliput.jobs.trained_network import class_names
 
     clip = config.range(is_build=subject.build is not None)
     outputs, _ = lower(subject.graph).run(center[None].double())
@@ -208,11 +218,13 @@ def _bound(config: CertifyConfig, run: Run, subject: Subject, center: torch.Tens
     }
     with run.step("bound") as step:
         if not step.done:
-            with _bar(config) as progress:
+            with _checkpoint(config, run) as checkpoint, _bar(config) as progress:
                 result = local_lipschitz(
                     subject.graph, center, config.eps_value(), method=config.method, time_limit=config.time,
-                    progress=progress, is_interruptible=True, **options,
+                    progress=progress, is_interruptible=True, checkpoint=checkpoint, **options,
                 )  # fmt: skip
+            if checkpoint is not None and result.status in ("exact", "bounded"):  # nothing is left to go on from
+                checkpoint.unlink(missing_ok=True)
             low, high = result.jacobian_bounds()
             np.savez(run.artifact("jacobian.npz"), lower=low.numpy(), upper=high.numpy())
             np.save(run.artifact("witness.npy"), result.witness.numpy())
@@ -246,6 +258,34 @@ def _bound(config: CertifyConfig, run: Run, subject: Subject, center: torch.Tens
         [(name, low, high) for name, low, high in neurons["widest"]], neurons["undecided"], neurons["units"], run.steps["bound"].seconds,
         {**run.result("radius"), "class": names[said]} if config.radius else None,
     )  # fmt: skip
+
+
+@contextmanager
+def _checkpoint(config: CertifyConfig, run: Run) -> Iterator[Path | None]:
+    """The run's file of a refining, begun with that of the run that it continues."""
+    from lilliput.certify.method import REFINING
+    from lilliput.evidence.atomic import write_bytes
+
+    if config.method not in REFINING:
+        yield None
+        return
+    kept = run.artifact(_CHECKPOINT)
+    is_new = not kept.exists()
+    if is_new and config.continues is not None:
+        before = Run.load(config.continues)
+        given = before.path / "artifacts" / _CHECKPOINT
+        if not given.is_file():
+            raise DataError(
+                f"continues='{config.continues}': has no {given.name} among its artifacts; only bab and exact leave one, where they end "
+                "with something open; leave --continues away"
+            )
+        write_bytes(kept, given.read_bytes())
+    try:
+        yield kept
+    except LilliputError:
+        if is_new:  # the corrected command must find the name free
+            kept.unlink(missing_ok=True)
+        raise
 
 
 def _radius(

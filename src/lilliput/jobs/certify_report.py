@@ -79,9 +79,17 @@ def _bounds(run: Run, config: CertifyConfig, made: Certified) -> Section:
         "bounds",
         "Local Lipschitz constants",
         f"Norm: l_{config.norm}, radius {config.eps}, around {made.where}, method `{config.method}` (status: {made.status}). "
-        "A proved bound holds for every point of the ball, in exact arithmetic with the stored weights.",
+        f"A proved bound holds for every point of the ball, in exact arithmetic with the stored weights.{_further(run, config, made)}",
         blocks,
     )
+
+
+def _further(run: Run, config: CertifyConfig, made: Certified) -> str:
+    """How to go on, where there is something to go on from."""
+    if not run.artifact("checkpoint.zip").exists():
+        return ""
+    spent = made.trace[-1][0]
+    return f" `--continues {config.out} --time {2 * max(spent, config.time):.0f}` and another `--out` goes on after {spent:.0f} s."
 
 
 def _radius(config: CertifyConfig, made: Certified, found: dict[str, Any]) -> Section:

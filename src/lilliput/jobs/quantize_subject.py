@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lilliput.data import TextClassifier, TextData, WordPiece
-    from lilliput.jobs.certify_subject import Subject
     from lilliput.jobs.quantize import QuantizeConfig
+    from lilliput.jobs.trained_network import Subject
 
 _RANDOM_INPUTS = 256
 _BATCH = 64
@@ -66,7 +66,7 @@ def load_trial(config: QuantizeConfig) -> Trial:
 
 def _of_arrays(config: QuantizeConfig) -> Trial:
     from lilliput.graph import GraphNetwork
-    from lilliput.jobs.certify_subject import built_network, load_subject
+    from lilliput.jobs.trained_network import built_network, load_subject
     from lilliput.quantize import fold_affine
 
     if config.head_data is not None:
@@ -94,7 +94,7 @@ def _inputs(config: QuantizeConfig, subject: Subject) -> tuple[Tensor, Tensor | 
     if config.data is not None and config.data.endswith(".npy"):
         return _of_files(config, subject)
     from lilliput.data import load_images
-    from lilliput.jobs.certify_subject import build_data
+    from lilliput.jobs.trained_network import build_data
 
     if config.data is None:
         data = build_data(subject)

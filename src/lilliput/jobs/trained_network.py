@@ -1,4 +1,4 @@
-"""What is certified: the network of a finished build or of an exported file, and the point that the ball is around."""
+"""A trained network that a job is given: that of a finished build, or of an exported file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lilliput.errors import ConfigError, DataError, GraphError
+from lilliput.errors import DataError, GraphError
 from lilliput.evidence import Run
 
 if TYPE_CHECKING:
@@ -105,35 +105,6 @@ def _of_export(path: Path) -> Subject:
     return Subject(graph, path.stem, None, model_hash(graph))
 
 
-def load_center(given: str | None, subject: Subject) -> tuple[torch.Tensor, str]:
-    """The centre, (*input shape), and in words what it is.
-
-    Raises:
-        ConfigError: no such test image.
-        DataError: no such file, or one that does not suit the network; images that are not those of the build.
-    """
-    import torch
-
-    given = given or ("zeros" if subject.build is None else "test:0")
-    if given == "zeros":
-        return torch.zeros(subject.shape), "zeros"
-    if given.startswith("test:"):
-        return _test_image(given, subject)
-    return _from_file(given, subject), given
-
-
-def _test_image(given: str, subject: Subject) -> tuple[torch.Tensor, str]:
-    if subject.build is None:
-        raise ConfigError(f"center='{given}': only a build has test images; give zeros or a .npy file")
-    data = build_data(subject)
-    number = given.removeprefix("test:")
-    if not number.isdigit() or int(number) >= len(data.test):
-        raise ConfigError(f"center='{given}': must be test:0 to test:{len(data.test) - 1}")
-    images, labels = data.test.tensors()
-    truth = data.class_names[int(labels[int(number)])]
-    return images[int(number)], f"test image {number} of {data.name} (class {truth})"
-
-
 def build_data(subject: Subject) -> ImageData:
     """The images that the build was made with, at the size that its network takes.
 
@@ -153,28 +124,6 @@ def build_data(subject: Subject) -> ImageData:
             "from others; put those back, or give center='zeros' or a .npy file"
         )
     return data if data.input_shape == subject.shape else load_data(config, subject.shape[1])
-
-
-def _from_file(given: str, subject: Subject) -> torch.Tensor:
-    import numpy as np
-    import torch
-
-    try:
-        values = np.load(given, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"center='{given}': cannot be read as a .npy file ({type(error).__name__}); give zeros, or a file"
-        ) from error
-    if values.dtype.kind not in "fiu":
-        raise DataError(f"center='{given}': is of {values.dtype}; must be numbers")
-    if [size for size in values.shape if size != 1] != [size for size in subject.shape if size != 1]:
-        raise DataError(
-            f"center='{given}': has shape {list(values.shape)}; the network takes {list(subject.shape)}, channels first"
-        )
-    scale = (
-        255 if values.dtype == np.uint8 and subject.build is not None else 1
-    )  # pixels, as a build's network sees them
-    return torch.from_numpy(values.reshape(subject.shape).astype(np.float64) / scale)
 
 
 def class_names(subject: Subject, outputs: int) -> list[str]:
