@@ -103,10 +103,8 @@ class Drawn:
         """The same from the formulas in float64, gradients by loops over the kernel's taps; or with one of the usual mistakes."""
         case, half = self.case, self.case.kernel // 2
         x, weight = torch.from_numpy(self.x).double().permute(0, 3, 1, 2), torch.from_numpy(self.weight).double()
-        if mistake == "pads with code 0":
-            centred = F.pad(x, (half,) * 4) - case.input_zero
-        else:
-            centred = F.pad(x - case.input_zero, (half,) * 4)
+        outside = -case.input_zero if mistake == "pads with code 0" else 0
+        centred = F.pad(x - case.input_zero, (half,) * 4, value=outside)
         eff = torch.from_numpy(self.input_scale * self.weight_scale / self.output_scale).float().double()[:, None, None]
         total = F.conv2d(centred, weight, torch.from_numpy(self.bias).double(), case.stride, groups=case.groups)
         before = (total * eff).round() + case.output_zero
