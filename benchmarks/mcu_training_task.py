@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lilliput.data import load_images
-from lilliput.mcu.training import SGD, FloatMode, UpdatePlan, compile_training, extra_memory, warmup_cosine
+from lilliput.mcu.training import SGD, FloatMode, TrainStep, UpdatePlan, compile_training, extra_memory, warmup_cosine
+from lilliput.mcu.training.interpreter import State
 from lilliput.mcu.training.update_plan import head_of, weighted_layers
 from lilliput.quantize import QuantizedGraph, quantize_int8
 from lilliput.training import FitConfig, fit
@@ -113,6 +114,23 @@ def scheme(graph: QuantizedGraph, is_published: bool) -> UpdatePlan:
     return UpdatePlan.from_ratios(graph, OWN_DEPTH, {op.name: 1 for op in last if op.weight.shape[1:3] == (1, 1)})
 
 
+def imbalance(graph: QuantizedGraph) -> tuple[float, float]:
+    """log10 of a weight's norm over its gradient's, mean over convolutions, one random image: of the integers as they are, and scaled."""
+    rng = np.random.default_rng(0)
+    x, label = (
+        rng.integers(-128, 128, (1, *graph.tensors[graph.input].shape), dtype=np.int8),
+        rng.integers(CLASSES, size=1),
+    )
+    mode = FloatMode(graph, UpdatePlan.full(graph), num_classes=CLASSES)
+    _, gradients = mode.gradients(x, label)
+    raw, scaled = [], []
+    for op in weighted_layers(graph):
+        parameter, gradient = mode.parameters[f"{op.name}.weight"], gradients[f"{op.name}.weight"].double()
+        raw.append(float(torch.log10(parameter.kept.norm() / gradient.norm())))
+        scaled.append(float(torch.log10(parameter.kept.norm() / (gradient / parameter.scale.square()).norm())))
+    return statistics.mean(raw), statistics.mean(scaled)
+
+
 def changed_share(mode: FloatMode, before: dict[str, torch.Tensor]) -> float:
     moved = total = 0
     for name, old in before.items():
@@ -152,15 +170,30 @@ def on_device(name: str, graph: QuantizedGraph, plan: UpdatePlan, args: argparse
         log = step.simulate(train[order], train_labels[order], rates=warmup_cosine(len(order)))
         accuracies.append(float((step.predict(test, log.state) == test_labels).mean()))
         losses.append(float(log.losses[-TRAIN:].mean()))
-        pairs = [
-            (_codes(log.state.masters[key], master), _codes(parameter.initial, master))
-            for key, parameter in step.program.parameters.items()
-            if parameter.role == "weight" and key != f"{head_of(graph).name}.weight"
-        ]
-        total = sum(len(now) for now, _ in pairs)
-        changed.append(sum(int((now != old).sum()) for now, old in pairs) / total if total else 0.0)
+        changed.append(changed_on_device(step, log.state).share)
     seconds = (time.process_time() - start) / args.seeds
     return Row(name, tuple(accuracies), tuple(losses), statistics.mean(changed), seconds)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Integers of convolutions that differ from the pretrained ones."""
+
+    share: float
+    """Of the trained weights."""
+    layers: int
+    """Convolutions with at least one."""
+
+
+def changed_on_device(step: TrainStep, state: State) -> Changed:
+    """Compare the weights that the device uses now with those that it began with; the head is left out."""
+    moved, total = [], 0
+    for key, parameter in step.program.parameters.items():
+        if parameter.role == "weight" and key != f"{head_of(step.qgraph).name}.weight":
+            now, old = (_codes(each, step.optimizer.master) for each in (state.masters[key], parameter.initial))
+            moved.append(int((now != old).sum()))
+            total += len(now)
+    return Changed(sum(moved) / total if total else 0.0, sum(count > 0 for count in moved))
 
 
 def _codes(masters: np.ndarray, master: str) -> np.ndarray:
@@ -199,6 +232,8 @@ def main() -> None:
     print(
         f"scheme: {sparse.bias_depth} biases, weights of {len(sparse.layers)} layers, {extra_memory(graph, sparse).kib:.1f} KiB extra"
     )
+    raw, scaled = imbalance(graph)
+    print(f"weights over gradients of a random image, log10: {raw:.2f} as integers, {scaled:.2f} scaled")
     rows = []
 
     def add(row: Row) -> None:

@@ -159,6 +159,56 @@ def test_a_scaled_step_on_codes_is_the_step_of_the_real_parameters():
             torch.testing.assert_close(mode.parameters[key].kept * scale, real, rtol=1e-6, atol=1e-9)  # kept in float32
 
 
+def largest_channels(op, share):
+    """Which weights (out, in, row, column) belong to the input channels of largest norm; a depthwise layer's channels are its filters."""
+    weight = np.moveaxis(op.weight, -1, 1).astype(float)
+    axis = 0 if op.groups > 1 else 1
+    norms = np.sqrt((weight**2).sum(tuple(each for each in range(4) if each != axis)))
+    chosen = np.argsort(-norms, kind="stable")[: int(len(norms) * share)]
+    mask = np.zeros(weight.shape)
+    mask[(chosen,) if axis == 0 else (slice(None), chosen)] = 1
+    return torch.from_numpy(mask)
+
+
+@pytest.mark.parametrize(
+    ("depth", "shares"),
+    [(6, dict.fromkeys(range(6), 1)), (5, {2: 1 / 2, 3: 1 / 4, 4: 1}), (3, {})],
+    ids=["full", "sparse", "three biases"],
+)
+def test_three_steps_end_where_the_papers_equations_do(depth, shares):
+    """Gradient, then mask, then scaling, then a plain step, each time on the rounded weights of the step before."""
+    graph, lr = quantized("mobile"), 0.2
+    layers = weighted_layers(graph)
+    x, labels = images(8, seed=6)
+    plan = UpdatePlan.from_ratios(graph, depth, {layers[number].name: share for number, share in shares.items()})
+    mode = FloatMode(graph, plan, num_classes=4, lr=lr)
+    kept = {key: parameter.kept.clone() for key, parameter in mode.parameters.items()}
+    start = {key: each.clone() for key, each in kept.items()}
+    scales, masks = {}, {}
+    for number, op in enumerate(layers):
+        sw, sx = torch.from_numpy(op.weight_scale), graph.tensors[op.inputs[0]].scale
+        scales |= {f"{op.name}.weight": sw[:, None, None, None], f"{op.name}.bias": sw * sx}
+        masks[f"{op.name}.weight"] = largest_channels(op, shares.get(number, 0))
+    for _ in range(3):
+        mode.step(x, labels)
+        leaves = {key: each.clone().requires_grad_() for key, each in kept.items()}
+        used = {key: through(leaf, leaf.round()) if key in masks else leaf for key, leaf in leaves.items()}
+        loss = F.cross_entropy(independent(graph, x, used, mode.head), labels)
+        for key, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+            kept[key] -= lr * gradient * masks.get(key, 1) / scales.get(key, torch.ones(())) ** 2
+    expected = {f"{op.name}.bias" for op in layers[len(layers) - depth :]} | {"head.weight", "head.bias"}
+    assert kept.keys() == expected | {f"{layers[number].name}.weight" for number in shares}
+    for key, parameter in mode.parameters.items():
+        moved = kept[key] - start[key]
+        assert (parameter.kept - start[key] - moved).norm() <= 1e-4 * moved.norm(), key
+        if key in masks:
+            has_moved = parameter.kept != start[key]
+            assert not has_moved[masks[key] == 0].any(), key
+            assert has_moved[masks[key] == 1].double().mean() > 0.5, key  # dead outputs have no gradient
+    changed = sum(int((mode.parameters[key].used() != start[key]).sum()) for key in masks if key in start)
+    assert (changed > 20) == bool(shares)  # so the later steps ran with other integers
+
+
 @pytest.mark.parametrize(("qas", "is_changed"), [(False, False), (True, True)])
 def test_without_scaling_no_integer_weight_changes(qas, is_changed):
     graph = quantized("mobile")
