@@ -13,7 +13,7 @@ from math import prod
 
 from lilliput.errors import ConfigError
 from lilliput.mcu.fusion import Candidate, Program, least_bytes, place_tiles, smallest, tiled_programs
-from lilliput.mcu.schedule import Timeline
+from lilliput.mcu.schedule import Timeline, timeline
 from lilliput.mcu.tiling import Outlook, Patches, Rows, Schedule, Tiling, outlook, splits, tile
 from lilliput.quantize.qgraph import Crop, QOp, QuantizedGraph
 
@@ -149,8 +149,11 @@ class Search:
     @cached_property
     def _rest_bytes(self) -> dict[str, int]:
         """For each split the most bytes that are alive after it, which no schedule of what comes before changes."""
-        steps = self.whole.candidate.program.fused
-        live = self.whole.candidate.timeline.live_bytes
+        program = self.whole.candidate.program
+        steps = program.fused
+        if self.in_place:  # the whole network may do without it where that does not lower its peak; what comes after a split may not
+            program = replace(program, in_place=frozenset(step.output for step in steps))
+        live = timeline(*program.memory).live_bytes
         made = {step.output: index for index, step in enumerate(steps)}
         found = {}
         for split in splits(self.ordered):
