@@ -44,7 +44,7 @@ class Model:
 
 
 MODELS = (
-    Model("visual wake words, MobileNetV1-0.25 at 96", "vww_96_int8", 24_730_000, 1_024, 820, 304_292, 103_680, 55_296),
+    Model("visual wake words, MobileNetV1-0.25 at 96", "vww_96_int8", 24_730_000, 1_024, 820, 304_292, 103_680, 46_080),
     Model("image classification, ResNet-8", "pretrainedResnet_quant", 29_870_000, 2_304, 828, 110_860, 55_984, 32_768),
     Model("keyword spotting, DS-CNN", "kws_ref_model", 7_840_000, 256, 828, 59_852, 24_272, 8_490),
     Model("anomaly detection, autoencoder", "ad01_int8", 580_000, 0, 436, 282_212, 3_984, 768),

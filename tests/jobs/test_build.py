@@ -230,7 +230,7 @@ def small_design(out_max: int = 24) -> Design:
     space = SearchSpace.inverted_residual(
         16, (1, 2, 2), (3,), 8, stem_min=8, stem_max=8, out_max=out_max, layers_max=2, channels=1, num_classes=10
     )
-    return solve(space, Budget(macs=1_000_000, sram_bytes=9_000), rho=2, patches=None, time_limit=0.2)
+    return solve(space, Budget(macs=1_000_000, sram_bytes=7_000), rho=2, patches=None, time_limit=0.2)
 
 
 def test_another_chooser_can_take_the_seat(tmp_path):
@@ -296,7 +296,7 @@ def test_the_design_may_choose_a_smaller_input(tmp_path):
 
 def test_a_budget_too_small_says_what_binds_and_names_one_that_would_do(tmp_path):
     options = {"limit": 300, "quiet": True, "board": "host", "epochs": 1, "certify": 0}
-    config = BuildConfig(out=str(tmp_path / "run"), sram="2KB", flash="24KB", macs="10K", **options)
+    config = BuildConfig(out=str(tmp_path / "run"), sram="1800", flash="24KB", macs="10K", **options)
     with pytest.raises(BudgetError, match=r"binding (is|are) .*; try .*, or a smaller image size") as caught:
         build(config)
     assert not (tmp_path / "run").exists()

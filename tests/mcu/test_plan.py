@@ -413,6 +413,32 @@ def test_a_plan_that_runs_steps_in_an_impossible_order_is_caught() -> None:
         swapped.verify()
 
 
+def test_a_widening_1x1_layer_runs_over_its_input_even_where_that_lies_over_another() -> None:
+    net = Network("bottleneck", (8, 8, 3), seed=3)
+    wide = net.conv("x", 32, 3)
+    narrow = net.conv(wide, 8)
+    again = net.conv(narrow, 32)
+    net.conv(again, 4)
+    graph = net.graph()
+    planned = plan(graph)
+    assert [step.overwrites for step in planned.steps[:3]] == [None, wide, narrow]
+    assert planned.offsets[wide] == planned.offsets[narrow]  # a shorter result at the first byte of what it is written over
+    assert planned.offsets[again] + 24 * 64 == planned.offsets[narrow]  # a longer one ends where what it is written over ends
+    assert planned.arena_bytes - planned.input_bytes <= (32 + 24) * 64  # the wide maps lie 24 channels apart
+    assert planned.lower_bound_bytes == (3 + 32) * 64
+    x = codes(graph, 4)
+    assert same(planned.run(x), graph.run(x))
+    planned.verify()
+    # it is alive at no step of its own, and is seen all the same
+    block = next(block for block in planned.blocks if block.name == narrow)
+    assert block.start == block.stop
+    assert all(row.start < row.stop for row in planned.lifetimes())
+    moved = replace(planned, offsets={**planned.offsets, again: planned.offsets[again] + 1})
+    with pytest.raises(PackingError):
+        moved.verify()
+    assert not same(moved.run(x), graph.run(x))
+
+
 # What people read
 
 

@@ -169,7 +169,14 @@ class Plan:
     def lifetimes(self) -> tuple[Lifetime, ...]:
         """Every buffer's bytes and steps, in order of their start."""
         rows = [
-            Lifetime(b.name, self.qgraph.tensors[b.name].source, self.offsets[b.name], b.size_bytes, b.start, b.stop)
+            Lifetime(
+                b.name,
+                self.qgraph.tensors[b.name].source,
+                self.offsets[b.name],
+                b.size_bytes,
+                b.start,
+                max(b.stop, b.start + 1),  # at no step alone: seen under the result that covers it
+            )
             for b in self.blocks
         ]
         return tuple(sorted(rows, key=lambda row: (row.start, row.offset_bytes)))
