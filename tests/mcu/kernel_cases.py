@@ -42,7 +42,7 @@ class Case:
     inputs: list[np.ndarray]
     fused_add: Add | None = None
     overlay: int | None = None
-    """Which input's memory is also the output's: from its first byte on, or the last bytes of a longer output."""
+    """Which input's memory is also the output's."""
     call: KernelCall = field(init=False)
     symbol: str = ""
 
@@ -56,11 +56,9 @@ class Case:
     def output_name(self) -> str:
         return self.op.name if self.fused_add is None else self.fused_add.name
 
-    @property
-    def lead_bytes(self) -> int:
-        """How far into the output's memory that input begins."""
-        output = self.tensors[self.output_name].bytes
-        return 0 if self.overlay is None else max(0, output - self.inputs[self.overlay].size)
+    def overlaid_bytes(self, index: int) -> int:
+        """Of the output, where it lies over this input."""
+        return self.tensors[self.output_name].bytes if index == self.overlay else 0
 
     def expected(self) -> np.ndarray:
         count = len(self.op.inputs)

@@ -48,17 +48,15 @@ class Library:
     def run(self, case: Case) -> Seen:
         """The case, with every buffer between canaries and at an odd address."""
         shape = case.tensors[case.output_name].shape
-        leads = [case.lead_bytes if index == case.overlay else 0 for index in range(len(case.inputs))]
-        inputs = [_guarded(lead + x.size) for lead, x in zip(leads, case.inputs, strict=True)]
-        for buffer, lead, x in zip(inputs, leads, case.inputs, strict=True):
-            buffer[MARGIN + 1 + lead : MARGIN + 1 + lead + x.size] = x.ravel()
+        inputs = [_guarded(max(x.size, case.overlaid_bytes(index))) for index, x in enumerate(case.inputs)]
+        for buffer, x in zip(inputs, case.inputs, strict=True):
+            buffer[MARGIN + 1 : MARGIN + 1 + x.size] = x.ravel()
         own = case.overlay is None
         output = _guarded(int(np.prod(shape))) if own else inputs[case.overlay]
         scratch = np.full(case.call.scratch_bytes + 2 * MARGIN, CANARY, dtype=np.int8)
         before = [buffer.copy() for buffer in (*inputs, output, scratch)]
         self.macs.value = 0
-        addresses = [x.ctypes.data + MARGIN + 1 + lead for x, lead in zip(inputs, leads, strict=True)]
-        pointers = (ctypes.c_void_p * len(inputs))(*addresses)
+        pointers = (ctypes.c_void_p * len(inputs))(*(buffer.ctypes.data + MARGIN + 1 for buffer in inputs))
         getattr(self.handle, case.symbol)(
             pointers, ctypes.c_void_p(output.ctypes.data + MARGIN + 1), ctypes.c_void_p(scratch.ctypes.data + MARGIN)
         )

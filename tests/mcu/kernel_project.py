@@ -59,11 +59,10 @@ def write_project(directory: Path, cases: list[Case]) -> Firmware:
         pointers = [f"(int8_t *){case.symbol}_input{i}" for i in range(len(case.inputs))]
         lines.append(f"    case {number}: {{")
         if case.overlay is not None:
-            place = f"ll_arena + {case.lead_bytes}"
             lines.append(
-                f"        memcpy({place}, {case.symbol}_input{case.overlay}, {case.inputs[case.overlay].size});"
+                f"        memcpy(ll_arena, {case.symbol}_input{case.overlay}, {case.inputs[case.overlay].size});"
             )
-            pointers[case.overlay] = place
+            pointers[case.overlay] = "ll_arena"
         lines.append(f"        int8_t *const inputs[] = {{{', '.join(pointers)}}};")
         lines.append(f"        {case.symbol}(inputs, ll_arena, ll_scratch);")
         lines += ["        break;", "    }"]

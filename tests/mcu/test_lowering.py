@@ -112,7 +112,7 @@ def test_macs_are_those_of_the_dense_formula() -> None:
 IN_PLACE = [
     ("1x1, fewer channels", ((6, 6, 32), 16, (1, 1)), {}, True),
     ("1x1, as many", ((6, 6, 16), 16, (1, 1)), {}, True),
-    ("1x1, more, over the input at the output's end", ((6, 6, 16), 32, (1, 1)), {}, True),
+    ("1x1, more, from the last pixels to the first", ((6, 6, 16), 32, (1, 1)), {}, True),
     ("1x1, more, on one pixel", ((1, 1, 16), 32, (1, 1)), {}, False),
     ("1x1, more, in groups", ((6, 6, 16), 32, (1, 1)), {"groups": 2}, False),
     ("1x1, more, stride 2", ((6, 6, 4), 32, (1, 1)), {"stride": (2, 2)}, False),

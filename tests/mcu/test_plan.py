@@ -422,10 +422,8 @@ def test_a_widening_1x1_layer_runs_over_its_input_even_where_that_lies_over_anot
     graph = net.graph()
     planned = plan(graph)
     assert [step.overwrites for step in planned.steps[:3]] == [None, wide, narrow]
-    assert planned.offsets[wide] == planned.offsets[narrow]  # a shorter result at the first byte of what it is written over
-    assert planned.offsets[again] + 24 * 64 == planned.offsets[narrow]  # a longer one ends where what it is written over ends
-    assert planned.arena_bytes - planned.input_bytes <= (32 + 24) * 64  # the wide maps lie 24 channels apart
-    assert planned.lower_bound_bytes == (3 + 32) * 64
+    assert planned.offsets[wide] == planned.offsets[narrow] == planned.offsets[again]
+    assert planned.arena_bytes == planned.lower_bound_bytes == (3 + 32) * 64
     x = codes(graph, 4)
     assert same(planned.run(x), graph.run(x))
     planned.verify()

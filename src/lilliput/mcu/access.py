@@ -33,13 +33,14 @@ _NOTHING = np.iinfo(np.int64).max
 def can_run_in_place(op: QOp, tensors: Mapping[str, QTensor]) -> bool:
     """Whether the output may take over the first input's memory (of an Add: either input's).
 
-    It does so from the first byte on; where it is longer than the input, the input must lie in its last bytes.
+    It does so from the first byte on.
     """
     source, result = tensors[op.inputs[0]], tensors[op.name]
     if isinstance(op, (Crop, Paste)):
         return True  # bytes move towards the buffer's beginning, the first ones first
     if result.bytes > source.bytes:
-        return isinstance(op, Conv2d) and _is_pointwise(op) and _convolution_can(op, source.shape, result.shape)
+        # From the last pixels to the first: each pair is read before it is written, and what is still to be read lies before both.
+        return isinstance(op, Conv2d) and _is_pointwise(op) and prod(source.shape[:2]) > 1
     if isinstance(op, (Add, Lookup, Mean, Mul, Reshape, Softmax)):
         return True  # each code is read for the last time before, or when, its byte is written
     if isinstance(op, (AvgPool2d, MaxPool2d)):
@@ -70,13 +71,12 @@ def _convolution_can(op: Conv2d, source: tuple[int, ...], result: tuple[int, ...
         return result[2] <= 4  # runs as a fully connected layer
     still_read = np.minimum.accumulate(first[::-1])[::-1]
     ends = np.arange(2, first.size, 2)
-    lead = max(0, prod(result) - prod(source))  # the input begins so many bytes into a longer output
-    in_bytes = np.where(still_read[ends] == _NOTHING, _NOTHING, lead + still_read[ends] * source[2])
+    in_bytes = np.where(still_read[ends] == _NOTHING, _NOTHING, still_read[ends] * source[2])
     return bool((ends * result[2] <= in_bytes).all())
 
 
 def _is_pointwise(op: Conv2d) -> bool:
-    return op.weight.shape[1:3] == (1, 1) and op.stride == (1, 1) and not any(op.padding)
+    return op.weight.shape[1:3] == (1, 1) and op.stride == (1, 1) and not any(op.padding) and op.groups == 1
 
 
 def _depthwise_can(op: Conv2d, source: tuple[int, ...], result: tuple[int, ...]) -> bool:

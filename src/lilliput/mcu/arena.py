@@ -6,8 +6,7 @@ bound, the most bytes alive at one step; finding the shortest arena is NP-hard (
 graphs that people run is not.
 
 Nothing here knows about networks: a block may be a tensor, a patch, a row buffer, a gradient, or a weight that lives throughout.
-Blocks may be *tied*, each a fixed distance from another: for a result that is written over its operand, on its first bytes where it is
-shorter, around its last where it is longer.
+Blocks may be *tied*: they get one common offset, for a result that is written over its operand and may be shorter or longer than it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 from lilliput.errors import ConfigError
 
@@ -44,15 +42,6 @@ class Block:
             )
 
 
-class Tie(NamedTuple):
-    """Two blocks that lie at a fixed distance; they may not be alive at the same step."""
-
-    name: str
-    other: str
-    distance_bytes: int = 0
-    """From the first byte of ``name`` to that of ``other``, which lies before it where this is negative."""
-
-
 @dataclass(frozen=True)
 class Packing:
     """Offsets for a set of blocks, and how good they are."""
@@ -76,7 +65,7 @@ def pack(
     blocks: Iterable[Block],
     *,
     alignment: int = 1,
-    tied: Iterable[Tie] = (),
+    tied: Iterable[Sequence[str]] = (),
     search_effort: int = SEARCH_EFFORT,
     seed: int = 0,
 ) -> Packing:
@@ -88,12 +77,11 @@ def pack(
     Args:
         blocks: names must differ.
         alignment: every offset is a multiple of it, in bytes.
-        tied: blocks at fixed distances; no two that are tied, directly or through others, may be alive at the same step.
+        tied: groups of names that must get the same offset; no two blocks of a group may be alive at the same step.
         search_effort: most pairs of blocks that the searches may look at after the greedy orders.
         seed: of the search.
     Raises:
-        ConfigError: alignment below 1, a name given twice, or a tie that is unknown, alive at the same step, contradicted by others or
-            not a multiple of the alignment.
+        ConfigError: alignment below 1, a name given twice, or a tie that is unknown or alive at the same step.
     Source: lower bound and greedy orders are folklore (Pisarchyk and Lee 2020, arXiv:2001.03288, sections 4 and 5); the search in order of
     offsets follows Moffitt 2023 (MiniMalloc, doi:10.1145/3623278.3624752), without its domination rules and with ties.
     """
@@ -103,14 +91,13 @@ def pack(
     if len({block.name for block in blocks}) != len(blocks):
         names = [block.name for block in blocks]
         raise ConfigError(f"block '{next(n for n in names if names.count(n) > 1)}' is given twice; names must differ")
-    groups = [group for group in _groups(blocks, tied, alignment) if any(block.size_bytes for block, _ in group)]
+    groups = [group for group in _groups(blocks, tied) if any(block.size_bytes for block in group)]
     items = _Items(groups, alignment)
     best = _two_ends(items) or _greedy(items)
     if items.height(best) > items.bound:
         best = _improve(items, best, search_effort, random.Random(seed))
     offsets = {block.name: 0 for block in blocks}  # where no byte is needed, it stays so
-    for group, base in zip(groups, best, strict=True):
-        offsets |= {block.name: (base + above) * alignment for block, above in group}
+    offsets |= {block.name: base * alignment for group, base in zip(groups, best, strict=True) for block in group}
     arena_bytes = max((offsets[block.name] + block.size_bytes for block in blocks), default=0)
     return Packing(offsets, arena_bytes, lower_bound(blocks, alignment=alignment))
 
@@ -171,83 +158,66 @@ def verify_packing(
         seen.append(block)
 
 
-_Group = list[tuple[Block, int]]
-"""Blocks that are tied together, and how far each lies above the lowest of them, in units of the alignment; in order of their start."""
-
-
-def _groups(blocks: Sequence[Block], tied: Iterable[Tie], alignment: int) -> list[_Group]:
+def _groups(blocks: Sequence[Block], tied: Iterable[Sequence[str]]) -> list[list[Block]]:
     """The blocks, those that are tied together in one list; ties that share a name are merged."""
     by_name = {block.name: block for block in blocks}
-    group_of = {name: {name: 0} for name in by_name}  # members with their distances from the first
-    for name, other, distance in tied:
-        for each in (name, other):
-            if each not in by_name:
-                raise ConfigError(f"tie of '{each}': no such block; blocks are {', '.join(by_name) or 'none'}")
-        if distance % alignment:
-            raise ConfigError(f"'{other}' is tied {distance} bytes from '{name}': must be a multiple of {alignment}")
-        first, second = group_of[name], group_of[other]
-        shift = first[name] + distance - second[other]
-        if first is second and shift:
-            raise ConfigError(
-                f"'{other}' is tied {distance} bytes from '{name}', and through others {distance - shift}: leave one out"
-            )
-        if first is not second:
-            first.update((each, at + shift) for each, at in second.items())
-            group_of.update(dict.fromkeys(second, first))
-    groups = []
-    for members in {id(group): group for group in group_of.values()}.values():
-        lowest = min(members.values())
-        placed = ((by_name[name], (at - lowest) // alignment) for name, at in members.items())
-        group = sorted(placed, key=lambda each: (each[0].start, each[0].stop))
-        for (before, _), (after, _) in pairwise(group):
+    group_of = {name: [block] for name, block in by_name.items()}
+    for names in tied:
+        for name in names:
+            if name not in by_name:
+                raise ConfigError(f"tie of '{name}': no such block; blocks are {', '.join(by_name) or 'none'}")
+        for first, second in pairwise(names):
+            if group_of[first] is not group_of[second]:
+                group_of[first].extend(group_of[second])
+                for block in tuple(group_of[second]):
+                    group_of[block.name] = group_of[first]
+    groups = list({id(group): group for group in group_of.values()}.values())
+    for group in groups:
+        group.sort(key=lambda block: (block.start, block.stop))
+        for before, after in pairwise(group):
             if after.start < before.stop:
                 raise ConfigError(
                     f"blocks '{before.name}' and '{after.name}' are tied but both alive at step {after.start}; "
                     f"'{after.name}' may start at step {before.stop}"
                 )
-        groups.append(group)
     return groups
 
 
 class _Items:
     """What has to be placed: groups of tied blocks, in units of the alignment, with who is in whose way.
 
-    ``above[i][j]`` is how far item j must stay above item i's offset when it lies above it: the most that i reaches while j is alive, less
-    what that part of j lies above its own offset. Because distances within a group are fixed, that one number a direction is all that two
-    items have to say to each other; it is negative where j may begin below i.
+    ``above[i][j]`` is how far item j must stay above item i's offset when it lies above it: the most that i takes while j is alive.
+    Because both offsets are common to a group, that one number a direction is all that two items have to say to each other.
     """
 
-    def __init__(self, groups: Sequence[_Group], alignment: int) -> None:
-        rectangles = [[(-(-b.size_bytes // alignment), b.start, b.stop, at) for b, at in group] for group in groups]
+    def __init__(self, groups: Sequence[Sequence[Block]], alignment: int) -> None:
+        rectangles = [[(-(-b.size_bytes // alignment), b.start, b.stop) for b in group] for group in groups]
         self.count = len(groups)
-        self.size = [max(at + size for size, _, _, at in group if size) for group in rectangles]
+        self.size = [max(size for size, _, _ in group) for group in rectangles]
         self.start = [group[0][1] for group in rectangles]
-        self.length = [sum(stop - start for _, start, stop, _ in group) for group in rectangles]
-        self.area = [sum(size * (stop - start) for size, start, stop, _ in group) for group in rectangles]
+        self.length = [sum(stop - start for _, start, stop in group) for group in rectangles]
+        self.area = [sum(size * (stop - start) for size, start, stop in group) for group in rectangles]
         self.above: list[dict[int, int]] = [{} for _ in groups]
         live = sorted(
-            (start, stop, size, i, at)
+            (start, stop, size, i)
             for i, group in enumerate(rectangles)
-            for size, start, stop, at in group
+            for size, start, stop in group
             if size and start < stop
         )
-        running: list[tuple[int, int, int, int]] = []
+        running: list[tuple[int, int, int]] = []
         self.bound = 0
         self.crowds: list[list[tuple[int, int]]] = []  # at each step where something starts: (item, size) alive
-        for start, stop, size, i, at in live:
+        for start, stop, size, i in live:
             running = [entry for entry in running if entry[0] > start]
-            for _, other_size, j, other_at in running:
-                self._keep_apart(i, j, at + size - other_at)
-                self._keep_apart(j, i, other_at + other_size - at)
-            running.append((stop, size, i, at))
+            for _, other_size, j in running:
+                self.above[i][j] = max(self.above[i].get(j, 0), size)
+                self.above[j][i] = max(self.above[j].get(i, 0), other_size)
+            running.append((stop, size, i))
             self.bound = max(self.bound, sum(entry[1] for entry in running))
             crowd = [(entry[2], entry[1]) for entry in running]
             if self.crowds and crowd[: len(self.crowds[-1])] == self.crowds[-1]:
                 self.crowds.pop()  # a larger crowd says all that a smaller one does
             self.crowds.append(crowd)
-
-    def _keep_apart(self, i: int, j: int, distance: int) -> None:
-        self.above[i][j] = max(self.above[i].get(j, distance), distance)
 
     def orders(self) -> list[list[int]]:
         """Orders in which to place them, the most telling first."""

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import pairwise
 from math import prod
 
-from lilliput.mcu.arena import SEARCH_EFFORT, Block, Packing, Tie, free_offset, lower_bound, pack
+from lilliput.mcu.arena import SEARCH_EFFORT, Block, Packing, free_offset, lower_bound, pack
 from lilliput.mcu.lowering import can_fuse_add, can_run_in_place, scratch_bytes
 from lilliput.mcu.schedule import Task, Timeline, best_order, timeline
 from lilliput.mcu.tiling import Tiling
@@ -120,9 +120,7 @@ def smallest(
     Between equals the bolder program wins, then the graph's own order.
     """
     ways = []
-    for program in programs(
-        graph, in_place=in_place, fuse_add=fuse_add, alignment=alignment, streams_input=streams_input
-    ):
+    for program in programs(graph, in_place=in_place, fuse_add=fuse_add, streams_input=streams_input):
         order = best_order(*program.memory)
         ways.append((program, timeline(*program.memory)))
         if order != tuple(range(len(order))):
@@ -140,7 +138,7 @@ def smallest(
 
 
 def tiled_programs(
-    tiling: Tiling, *, in_place: bool, fuse_add: bool, alignment: int, streams_input: bool
+    tiling: Tiling, *, in_place: bool, fuse_add: bool, streams_input: bool
 ) -> list[tuple[Program, Timeline]]:
     """Programs of a network that runs tile by tile, in the graph's own order; those that may take least first, bolder ones before.
 
@@ -148,9 +146,7 @@ def tiled_programs(
     """
     found: list[Program] = []
     for fuses in (True, False) if fuse_add else (False,):
-        boldest = next(
-            programs(tiling.graph, in_place=in_place, fuse_add=fuses, alignment=alignment, streams_input=streams_input)
-        )
+        boldest = next(programs(tiling.graph, in_place=in_place, fuse_add=fuses, streams_input=streams_input))
         if not found or found[0].fused != boldest.fused:
             found.append(boldest)
     return sorted(((each, timeline(*each.memory)) for each in found), key=lambda way: least_bytes(*way))
@@ -179,26 +175,22 @@ def _placed_tiles(tiling: Tiling, program: Program, times: Timeline, alignment: 
             yield from _with_scratch(way, lived, packing, alignment, ties)
 
 
-def _role_ties(times: Timeline, roles: Mapping[str, str]) -> tuple[Tie, ...]:
+def _role_ties(times: Timeline, roles: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Blocks that play one role in different tiles, so far as none of those tied together are ever alive together."""
     group_of: dict[str, list[Block]] = {block.name: [block] for block in times.blocks}
-    at = dict.fromkeys(group_of, 0)  # of each block, from the first of its group
 
-    def join(first: str, second: str, distance: int = 0) -> bool:
+    def join(first: str, second: str) -> bool:
         one, other = group_of[first], group_of[second]
-        shift = at[first] + distance - at[second]
         if one is other:
-            return shift == 0
+            return True
         both = sorted((*one, *other), key=lambda block: block.start)
         if any(after.start < before.stop for before, after in pairwise(both)):
             return False
-        for block in other:
-            at[block.name] += shift
         group_of.update(dict.fromkeys((block.name for block in both), both))
         return True
 
-    for tie in times.tied:
-        join(*tie)
+    for host, guest in times.tied:
+        join(host, guest)
     first_of: dict[str, str] = {}
     found = []
     for block in times.blocks:
@@ -206,7 +198,7 @@ def _role_ties(times: Timeline, roles: Mapping[str, str]) -> tuple[Tie, ...]:
         if role is not None:
             first = first_of.setdefault(role, block.name)
             if first != block.name and join(first, block.name):
-                found.append(Tie(first, block.name))
+                found.append((first, block.name))
     return tuple(found)
 
 
@@ -230,7 +222,7 @@ def _placed(program: Program, times: Timeline, alignment: int) -> Iterator[Candi
 def _ways_in_place(program: Program, times: Timeline) -> Iterator[tuple[Program, Timeline]]:
     """The program with no longer result over a shorter buffer but at the steps that need it, then with none at all in place but there.
 
-    A result written over another buffer is pinned to one of its ends, which can keep the others from fitting; last, without longer ones.
+    A result written over another buffer is pinned to its first byte, which can keep the others from fitting; last, without longer ones.
     """
     tasks, sizes, _, _ = program.memory
     least = least_bytes(program, times)
@@ -249,7 +241,7 @@ def _ways_in_place(program: Program, times: Timeline) -> Iterator[tuple[Program,
 
 
 def _with_scratch(
-    program: Program, times: Timeline, packing: Packing, alignment: int, tied: tuple[Tie, ...]
+    program: Program, times: Timeline, packing: Packing, alignment: int, tied: tuple[tuple[str, str], ...]
 ) -> Iterator[Candidate]:
     """Working memory in the gaps that packed activations leave; then, if that is not the least, packed together with them."""
     offsets = tuple(
@@ -273,14 +265,14 @@ def _with_scratch(
 
 
 def programs(
-    graph: QuantizedGraph, *, in_place: bool, fuse_add: bool, alignment: int = 1, streams_input: bool = False
+    graph: QuantizedGraph, *, in_place: bool, fuse_add: bool, streams_input: bool = False
 ) -> Iterator[Program]:
     """Ways to fuse and to allow results in place that are worth comparing, the boldest first, the plain one last.
 
     Additions are fused or not by what that costs in scratch: all of them up to a limit, for each limit there is. Where both inputs of an
     addition could take it in, the later one does in one program and the earlier one in another.
     """
-    steps = _Steps(graph, alignment=alignment, streams_input=streams_input)
+    steps = _Steps(graph, streams_input=streams_input)
     hosts = _fusable(graph) if fuse_add else {}
     costs = {add: {op.name: steps.scratch_bytes(op, add) for op in producers} for add, producers in hosts.items()}
     plain = steps.fuse({})
@@ -329,8 +321,8 @@ def _fusable(graph: QuantizedGraph) -> dict[str, list[QOp]]:
 class _Steps:
     """Makes steps from operations, asking the kernels once for each."""
 
-    def __init__(self, graph: QuantizedGraph, *, alignment: int, streams_input: bool) -> None:
-        self.graph, self.alignment, self.streams_input = graph, alignment, streams_input
+    def __init__(self, graph: QuantizedGraph, *, streams_input: bool = False) -> None:
+        self.graph, self.streams_input = graph, streams_input
         self.adds = {op.name: op for op in graph.ops if isinstance(op, Add)}
         self.views = views(graph, streams_input=streams_input)
         self.pastes = self._pastes()
@@ -414,17 +406,10 @@ class _Steps:
             buffer = self.views[op.inputs[0]].buffer
             is_there = not (self.streams_input and buffer == self.graph.input)
             return (buffer,) if is_there and tensors[buffer].bytes >= tensors[op.name].bytes else ()
-        if tensors[op.name].bytes > tensors[op.inputs[0]].bytes:
-            return self._buffer_within(op)
         names = op.inputs if isinstance(op, Add) else op.inputs[:1]
+        if tensors[op.name].bytes > tensors[op.inputs[0]].bytes:  # a longer result, as the kernel allows
+            return (self.views[names[0]].buffer,) if self.views[names[0]].offset_bytes == 0 else ()
         return tuple(dict.fromkeys(self.views[name].buffer for name in names if self._starts_buffer(name, op.name)))
-
-    def _buffer_within(self, op: QOp) -> tuple[str, ...]:
-        """The buffer that can lie in the last bytes of a longer output: an input that is the whole of it."""
-        tensors, view = self.graph.tensors, self.views[op.inputs[0]]
-        is_whole = tensors[view.buffer].bytes == tensors[op.inputs[0]].bytes
-        is_aligned = (tensors[op.name].bytes - tensors[view.buffer].bytes) % self.alignment == 0
-        return (view.buffer,) if is_whole and is_aligned else ()
 
     def _starts_buffer(self, name: str, output: str) -> bool:
         """Whether an output that is written over this input, from the buffer's first byte on, has room there."""

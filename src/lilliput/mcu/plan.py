@@ -158,8 +158,7 @@ class Plan:
         A part that is moved within its buffer may begin anywhere after the output.
         """
         first, start = self.offsets[name], self.offsets[step.output]
-        longer = self.qgraph.tensors[step.output].bytes - self.qgraph.tensors[name].bytes
-        is_there = first >= start if isinstance(step.op, (Crop, Paste)) else first == start + max(0, longer)
+        is_there = first >= start if isinstance(step.op, (Crop, Paste)) else first == start
         return self.storage[name] == step.overwrites and is_there
 
     def is_read(self, step: Step) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import accumulate
 
-from lilliput.mcu.arena import Block, Tie
+from lilliput.mcu.arena import Block
 
 _MOST_STATES = 10_000
 """Sets of finished tasks that the exact search may look at before the beam takes over."""
@@ -27,8 +27,8 @@ class Task:
     writes: str | None
     """The buffer it makes; none where it only gives another name to one."""
     hosts: tuple[str, ...] = ()
-    """Buffers among those read that the result may be written over, if nobody needs them afterwards; best first. Of one that is smaller
-    than the result, the bytes are the result's last."""
+    """Buffers among those read that the result may be written over, if nobody needs them afterwards; best first. One that is smaller
+    than the result becomes its first bytes."""
     after: tuple[int, ...] = ()
     """Indices of the tasks that must have run before."""
     scratch_bytes: int = 0
@@ -40,8 +40,8 @@ class Timeline:
     """Lifetimes under one order. Step i is the i-th task; at step ``len(tasks)`` the caller reads the outputs."""
 
     blocks: tuple[Block, ...]
-    tied: tuple[Tie, ...]
-    """A buffer and the one that is written over it."""
+    tied: tuple[tuple[str, str], ...]
+    """A buffer and the one that is written over it: both start at the same byte."""
     hosts: tuple[str | None, ...]
     """For each task the buffer its result is written over, if any."""
     live_bytes: tuple[int, ...]
@@ -69,7 +69,7 @@ def timeline(
     start = dict.fromkeys(inputs, 0)
     stop: dict[str, int] = {}
     hosts: list[str | None] = []
-    tied: list[Tie] = []
+    tied: list[tuple[str, str]] = []
     for step, task in enumerate(tasks):
         host = next((name for name in task.hosts if last[name] == step), None) if task.writes is not None else None
         hosts.append(host)
@@ -77,9 +77,8 @@ def timeline(
             continue
         start[task.writes] = step
         if host is not None:
-            longer = sizes_bytes[task.writes] - sizes_bytes[host]
-            tied.append(Tie(host, task.writes, -max(0, longer)))
-            if longer > 0:
+            tied.append((host, task.writes))
+            if sizes_bytes[task.writes] > sizes_bytes[host]:
                 stop[host] = step
             else:
                 start[task.writes] = step + 1

@@ -81,13 +81,7 @@ class Search:
         return Found(place_tiles(tiling, self._programs(tiling), self.alignment), tiling)
 
     def _programs(self, tiling: Tiling) -> list[tuple[Program, Timeline]]:
-        return tiled_programs(
-            tiling,
-            in_place=self.in_place,
-            fuse_add=self.fuse_add,
-            alignment=self.alignment,
-            streams_input=self.streams_input,
-        )
+        return tiled_programs(tiling, in_place=self.in_place, fuse_add=self.fuse_add, streams_input=self.streams_input)
 
     def least_bytes(self, schedule: Schedule) -> int:
         """No placing of this schedule takes less; a huge number where the network cannot run that way."""

@@ -15,7 +15,7 @@ from lilliput.quantize import qgraph as q
 
 
 def hosts(op: t.Op, program: t.Program) -> tuple[str, ...]:
-    """Inputs that the first output may overwrite, best first; of one that is smaller, the bytes are the output's last."""
+    """Inputs that the first output may overwrite, best first; one that is smaller becomes its first bytes."""
     if isinstance(op, (t.MaskGradient, t.ScaleGradient)):
         gradient, made = program.buffers[op.inputs[0]], program.buffers[op.outputs[0]]
         return (gradient.name,) if gradient.elements == made.elements else ()  # not where one pixel is repeated

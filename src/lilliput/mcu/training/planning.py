@@ -100,14 +100,13 @@ def _placed(program: t.Program, storage: Mapping[str, str], tasks: Sequence[Task
 
 
 def _task(op: t.Op, program: t.Program, storage: Mapping[str, str], *, in_place: bool) -> Task:
-    writes = op.outputs[0] if op.outputs and not is_alias(op) else None
-    over: list[str] = []
-    if in_place and writes is not None:
-        for name in dict.fromkeys(storage[each] for each in hosts(op, program)):
-            before = max(0, program.buffers[writes].bytes - program.buffers[name].bytes)  # where a longer result begins
-            over += [name] if before % ALIGNMENT == 0 else []
-    reads = tuple(dict.fromkeys(storage[name] for name in op.inputs))
-    return Task(name=op.name, reads=reads, writes=writes, hosts=tuple(over))
+    over = tuple(dict.fromkeys(storage[name] for name in hosts(op, program))) if in_place else ()
+    return Task(
+        name=op.name,
+        reads=tuple(dict.fromkeys(storage[name] for name in op.inputs)),
+        writes=op.outputs[0] if op.outputs and not is_alias(op) else None,
+        hosts=over,
+    )
 
 
 def _storage(program: t.Program) -> dict[str, str]:

@@ -329,7 +329,8 @@ LL_INLINE void ll_take_window(const ll_conv_params *p, const int8_t *input, uint
     else ll_gather(p, input, channels, out_y, out_x, codes, patch);
 }
 
-/* Where there is an addition, each pair of pixels goes to `plain` first and is added to the skip from there. */
+/* Where there is an addition, each pair of pixels goes to `plain` first and is added to the skip from there. Where a longer result of a
+   single tap is written over its input, the pairs go from the last to the first: what is still to be read lies before both. */
 LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const ll_add_params *add, const int8_t *skip,
                              int8_t *output, void *scratch, int is_1x1) {
     uint32_t group_in = p->in_c / p->groups, group_out = p->out_c / p->groups;
@@ -337,7 +338,8 @@ LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const
     uint32_t *codes = scratch;
     int8_t *patch = (int8_t *)(codes + 4 * quads);
     int8_t *plain = patch + (group_in % 4 ? 4 * quads : 0);
-    uint32_t pixels = (uint32_t)p->out_h * p->out_w, step = 2u * p->out_c;
+    uint32_t pixels = (uint32_t)p->out_h * p->out_w;
+    int is_back = output == input && (uint32_t)p->in_h * p->in_w * p->in_c < pixels * p->out_c;
     const ll_scaling *s = &p->scaling;
     uint32_t blocks = p->is_paired && s->is_plain_scale ? group_out / 4 : 0, done_channels = 4 * blocks;
     ll_blocks job = {codes, 16 * quads, p->weights, s->channels, blocks, 2 * s->zero_point + 1,
@@ -345,16 +347,17 @@ LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const
     int32_t y = 0, x = 0;
     for (uint32_t done = 0; done < pixels; done += 2) {
         int is_single = done + 1 == pixels;
+        uint32_t at = !is_back ? done : is_single ? 0 : pixels - 2 - done;
+        if (is_back) y = at / (uint32_t)p->out_w, x = at % (uint32_t)p->out_w;
         int32_t x1 = x + 1, y1 = y;
         if (x1 == p->out_w) x1 = 0, y1++;
-        int8_t *to = add ? plain : output;
+        int8_t *result = output + at * p->out_c, *to = add ? plain : result;
         for (uint32_t group = 0; group < p->groups; group++) {
-            const int8_t *from = input + group * group_in;
+            const int8_t *from = input + (is_1x1 ? at * group_in : group * group_in);
             uint32_t first = group * group_out;
             if (is_1x1) {
                 ll_widen(codes, from, group_in);
                 if (!is_single) ll_widen(codes + 1, from + group_in, group_in);
-                input += 2 * group_in;
             } else {
                 ll_take_window(p, from, group_in, y, x, codes, patch);
                 if (!is_single) ll_take_window(p, from, group_in, y1, x1, codes + 1, patch);
@@ -368,10 +371,9 @@ LL_INLINE void ll_conv_image(const ll_conv_params *p, const int8_t *input, const
             LL_COUNT((is_single ? 1 : 2) * (uint64_t)p->kernel_h * p->kernel_w * group_in * group_out);
         }
         if (add) {
-            ll_add_codes(add, plain, skip, output, is_single ? p->out_c : step);
-            skip += step;
+            ll_add_codes(add, plain, skip, result, (is_single ? 1u : 2u) * p->out_c);
+            skip += 2u * p->out_c;
         }
-        output += step;
         x = x1 + 1, y = y1;
         if (x == p->out_w) x = 0, y++;
     }
