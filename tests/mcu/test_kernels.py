@@ -138,6 +138,7 @@ def test_in_place_and_fused_runs_are_among_the_cases_of_every_kernel_that_allows
         pytest.param("ll_arith.h", "+ (INT64_C(1) << 30)) >> 31", ") >> 31", id="the general rescaling rounds down"),
         pytest.param("ll_conv.c", "ll_widen_value(codes, p->in_zero_point", "ll_widen_value(codes, 0", id="convolutions pad with 0"),
         pytest.param("ll_depthwise.c", "r.end; to++) *to = p->in_zero_point", "r.end; to++) *to = 0", id="depthwise pads its sides with 0"),
+        pytest.param("ll_conv.c", "is_single ? 0 : pixels - 2 - done", "done", id="longer results go forward over their input"),
         pytest.param("ll_conv.c", "out_x * p->stride_w", "out_x * (p->stride_w + 1)", id="convolutions step one too far"),
         pytest.param("ll_depthwise.c", "y++, top += p->stride_h", "y++, top += p->stride_h + (y == 1)", id="depthwise steps too far, once"),
         pytest.param("ll_depthwise.c", "slot == ring.first ? filter : turned", "filter", id="square filters do not turn with their rows"),

@@ -51,7 +51,7 @@ def in_place_claims(
     """For each convolution over all channels whether its sizes let it write over its input; sizes may be numbers or arrays.
 
     The kernels write two output pixels after both windows are read: the result must not overtake what is still to be read. Of a 1x1
-    convolution it never does, because a longer result has its input in its last bytes.
+    convolution it never does: where the result is longer, they go from the last pixels to the first.
     """
     claims = {}
     for index, row in enumerate(block.convs):
@@ -291,9 +291,7 @@ def tail_forms(rules: Rules, has_head: bool, last_side: int, is_aligned: bool = 
     scratch = (Term(factor, ("in",)),) if rules == "chip" else ()
     maps = Term(1, ("in",), 0), Term(1, ("out",), 0)
     head: tuple[Form, ...] = ()
-    if (
-        has_head and rules == "chip" and last_side > 1
-    ):  # on one pixel it runs as a linear layer, whose result lies apart
+    if has_head and rules == "chip" and last_side > 1:  # one pixel runs as a linear layer, whose result lies apart
         head = tuple(Form((each, *scratch)) for each in maps)
     elif has_head:
         head = (Form((*maps, *scratch)),)

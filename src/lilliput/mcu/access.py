@@ -31,10 +31,7 @@ _NOTHING = np.iinfo(np.int64).max
 
 
 def can_run_in_place(op: QOp, tensors: Mapping[str, QTensor]) -> bool:
-    """Whether the output may take over the first input's memory (of an Add: either input's).
-
-    It does so from the first byte on.
-    """
+    """Whether the output may take over the first input's memory, from its first byte on (of an Add: either input's)."""
     source, result = tensors[op.inputs[0]], tensors[op.name]
     if isinstance(op, (Crop, Paste)):
         return True  # bytes move towards the buffer's beginning, the first ones first

@@ -145,9 +145,7 @@ class Search:
         """For each split the most bytes that are alive after it, which no schedule of what comes before changes."""
         program = self.whole.candidate.program
         steps = program.fused
-        if (
-            self.in_place
-        ):  # the whole network may do without it where that does not lower its peak; what comes after a split may not
+        if self.in_place:  # which the whole network does without where that leaves its peak alone
             program = replace(program, in_place=frozenset(step.output for step in steps))
         live = timeline(*program.memory).live_bytes
         made = {step.output: index for index, step in enumerate(steps)}
