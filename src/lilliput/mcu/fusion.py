@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import pairwise
 from math import prod
 
-from lilliput.mcu.arena import SEARCH_EFFORT, Block, Packing, free_offset, lower_bound, pack
+from lilliput.mcu.arena import SEARCH_EFFORT, Block, Packing, free_offset, pack
 from lilliput.mcu.lowering import can_fuse_add, can_run_in_place, scratch_bytes
 from lilliput.mcu.schedule import Task, Timeline, best_order, timeline
 from lilliput.mcu.tiling import Tiling
@@ -205,39 +205,33 @@ def _role_ties(times: Timeline, roles: Mapping[str, str]) -> tuple[tuple[str, st
 def _placed(program: Program, times: Timeline, alignment: int) -> Iterator[Candidate]:
     """The program packed; where that misses the bound, also with fewer results in place; searched only where no quick packing meets it."""
     ways = tuple(_ways_in_place(program, times))
-    bound = lower_bound(times.blocks, alignment=alignment)
-    lowest: int | None = None
     for effort in (0, SEARCH_EFFORT):
         for way, lived in ways:
-            if lowest is not None and lower_bound(lived.blocks, alignment=alignment) >= lowest:
-                continue
             packing = pack(lived.blocks, tied=lived.tied, alignment=alignment, search_effort=effort)
-            if effort or packing.arena_bytes <= bound:
+            is_lowest = packing.arena_bytes <= packing.lower_bound_bytes
+            if effort or is_lowest:
                 yield from _with_scratch(way, lived, packing, alignment, lived.tied)
-            if packing.arena_bytes <= bound:
+            if is_lowest:
                 return
-            lowest = packing.arena_bytes if lowest is None else min(lowest, packing.arena_bytes)
 
 
 def _ways_in_place(program: Program, times: Timeline) -> Iterator[tuple[Program, Timeline]]:
-    """The program with no longer result over a shorter buffer but at the steps that need it, then with none at all in place but there.
+    """The program, then with results in place only at the steps that need it.
 
-    A result written over another buffer is pinned to its first byte, which can keep the others from fitting; last, without longer ones.
+    A result written over another buffer is pinned to its first byte, which can keep the others from fitting.
     """
+    yield program, times
     tasks, sizes, _, _ = program.memory
     least = least_bytes(program, times)
-    longer, needed = set(), set()
+    needed = set()
     for task, host, live in zip(tasks, times.hosts, times.live_bytes[:-1], strict=True):
         if host is not None:
             apart = live + min(sizes[host], sizes[task.name])  # what would be alive if they lay apart
             if apart > times.peak_bytes or apart + task.scratch_bytes > least:
                 needed.add(task.name)
-            if sizes[host] < sizes[task.name]:
-                longer.add(task.name)
-    ways = [program.in_place - (longer - needed), program.in_place & needed, program.in_place - longer]
-    for way in dict.fromkeys(ways):
-        chosen = replace(program, in_place=way)
-        yield (program, times) if way == program.in_place else (chosen, timeline(*chosen.memory))
+    freed = replace(program, in_place=program.in_place & needed)
+    if freed.in_place != program.in_place:
+        yield freed, timeline(*freed.memory)
 
 
 def _with_scratch(

@@ -5,8 +5,8 @@ Masks, kept channels and gradients are blocks like any other. Working memory of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from lilliput.mcu.arena import Block, lower_bound, pack, verify_packing
 from lilliput.mcu.schedule import Task, timeline
@@ -55,29 +55,9 @@ class Placement:
 
 
 def place(program: t.Program, *, in_place: bool = True) -> Placement:
-    """Lifetimes in the program's own order, then offsets; verified.
-
-    A longer result lies over a shorter buffer only where the most bytes alive would rise without it, or nowhere if that packs lower.
-    """
+    """Lifetimes in the program's own order, then offsets; verified."""
     storage = _storage(program)
     tasks = [_task(op, program, storage, in_place=in_place) for op in program.ops]
-    boldest = _placed(program, storage, tasks)
-    sizes = {name: buffer.bytes for name, buffer in program.buffers.items()}
-    longer, needed = set(), set()
-    for op, task, host, live in zip(program.ops, tasks, boldest.hosts, boldest.live_bytes, strict=True):
-        if host is not None and task.writes is not None and sizes[host] < sizes[task.writes]:
-            longer.add(op.name)
-            if live + sizes[host] > max(boldest.live_bytes):
-                needed.add(op.name)
-    best = boldest
-    for apart in dict.fromkeys((frozenset(longer - needed), frozenset(longer))) if longer else ():
-        freed = [replace(task, hosts=()) if task.name in apart else task for task in tasks]
-        best = min(best, _placed(program, storage, freed), key=lambda placement: placement.arena_bytes)
-    best.verify()
-    return best
-
-
-def _placed(program: t.Program, storage: Mapping[str, str], tasks: Sequence[Task]) -> Placement:
     sizes = {name: buffer.bytes for name, buffer in program.buffers.items()}
     times = timeline(tasks, sizes, {program.input}, ())
     blocks = (*times.blocks, *_masks(program), *_scratches(program))
@@ -87,7 +67,7 @@ def _placed(program: t.Program, storage: Mapping[str, str], tasks: Sequence[Task
     for block in blocks:
         for index in range(block.start, min(block.stop, len(live))):
             live[index] += block.size_bytes
-    return Placement(
+    placement = Placement(
         program=program,
         blocks=blocks,
         offsets=offsets,
@@ -97,6 +77,8 @@ def _placed(program: t.Program, storage: Mapping[str, str], tasks: Sequence[Task
         lower_bound_bytes=lower_bound(blocks, alignment=ALIGNMENT),
         live_bytes=tuple(live),
     )
+    placement.verify()
+    return placement
 
 
 def _task(op: t.Op, program: t.Program, storage: Mapping[str, str], *, in_place: bool) -> Task:
