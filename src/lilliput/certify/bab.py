@@ -170,9 +170,8 @@ class _Search(Frontier[tuple[Domains, int]]):
         patterns = Patterns(self.network, self.region, self.rows, cells, self.best, largest_only=True)
         most, self.best = patterns.refine(deadline)
         self.is_stopped |= patterns.is_stopped
-        if (
-            patterns.is_open()
-        ):  # there was no time for all; the domains stay, and exceed nothing that was shown of their row
+        if patterns.is_open():
+            # There was no time for all: the domains stay, and exceed nothing that was shown of their row.
             shown = torch.minimum(batch.bounds.norm, most[batch.rows][:, None])
             self._push(replace(batch, bounds=replace(batch.bounds, norm=shown)))
         else:

@@ -36,9 +36,8 @@ def least_growth(problem: Problem, most_programs: int = _MOST_PROGRAMS) -> Relax
             x = _middle(problem) if start is None else start.copy()
             x[1 + 2 * problem.space.depth :] = np.log(layers)
             found = Program(problem, kernels, x, is_convex=True).least_growth(fixed_layers=True)
-            for _ in range(
-                _REORDERED
-            ):  # the order of a block's branches that was best at the start may not be at the end
+            # The order of a block's branches that was best at the start may not be at the end.
+            for _ in range(_REORDERED):
                 again = Program(problem, kernels, found.x, is_convex=True).least_growth(fixed_layers=True)
                 if not _rank(again) < _rank(found):
                     break

@@ -342,9 +342,8 @@ class Builder:
             return
         name, _, overload = str(node.target).removeprefix("aten.").partition(".")
         self.operator = f"{name.removesuffix('_')}.{overload}" if _is_inplace(node) else f"{name}.{overload}"
-        if (
-            name == "_assert_tensor_metadata"
-        ):  # export's note to itself that a dtype is what it was; it computes nothing
+        if name == "_assert_tensor_metadata":
+            # Export's note to itself that a dtype is what it was; it computes nothing.
             return
         meta = node.meta.get("val")
         if any(not isinstance(size, int) for each in _tensors(meta) for size in each.shape):

@@ -56,7 +56,6 @@ def _from_file(given: str, subject: Subject) -> torch.Tensor:
         raise DataError(
             f"center='{given}': has shape {list(values.shape)}; the network takes {list(subject.shape)}, channels first"
         )
-    scale = (
-        255 if values.dtype == np.uint8 and subject.build is not None else 1
-    )  # pixels, as a build's network sees them
+    is_image = values.dtype == np.uint8 and subject.build is not None
+    scale = 255 if is_image else 1  # pixels, as a build's network sees them
     return torch.from_numpy(values.reshape(subject.shape).astype(np.float64) / scale)

@@ -227,9 +227,8 @@ def _keep_model(quantized: QuantizedGraph, run: Run) -> None:
     """What ``lilliput deploy`` reads."""
     path = run.artifact("model.tflite")
     path.unlink(missing_ok=True)  # of an interrupted attempt
-    with suppress(
-        UnsupportedOpError
-    ):  # an operation without an equal in the format: the firmware is none the worse for it
+    # An operation may have no equal in the format: the firmware is none the worse for it.
+    with suppress(UnsupportedOpError):
         quantized.save_tflite(path)
 
 

@@ -148,9 +148,8 @@ class _Description:
     needs_sums: bool
 
 
-_descriptions: WeakKeyDictionary[StoredWeight, _Description] = (
-    WeakKeyDictionary()
-)  # describing costs as much as a small product
+# Kept because describing costs as much as a small product.
+_descriptions: WeakKeyDictionary[StoredWeight, _Description] = WeakKeyDictionary()
 
 
 def _described(packed: StoredWeight, kernels: Native) -> _Description:
